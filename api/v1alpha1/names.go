@@ -1,0 +1,40 @@
+package v1alpha1
+
+// Labels, annotations and names that more than one part reads.
+const (
+	// LabelSourceCluster holds the ID of the cluster that an object speaks for: on Fastnet's own objects, and on the
+	// EndpointSlices that the agent writes (the Multi-Cluster Services API's own label).
+	LabelSourceCluster = "multicluster.kubernetes.io/source-cluster"
+	// LabelServiceName holds the ServiceImport's name, on EndpointSlices (the Multi-Cluster Services API's own label).
+	LabelServiceName = "multicluster.kubernetes.io/service-name"
+	// AnnotationDerivedService on a ServiceImport names its derived Service (the Multi-Cluster Services API's own).
+	AnnotationDerivedService = "multicluster.kubernetes.io/derived-service"
+	// ManagedBy is the value of endpointslice.kubernetes.io/managed-by and app.kubernetes.io/managed-by on what we write.
+	ManagedBy = "fastnet.dev"
+
+	// LabelClusterAddress, "true", marks the slices whose one endpoint is a cluster's own address of a service, for DNS
+	// alone: kube-proxy must not balance over it.
+	LabelClusterAddress = "fastnet.dev/cluster-address"
+	// AnnotationWeight on a cluster-address slice is that cluster's weight among clusters, 0 to 65535.
+	AnnotationWeight = "fastnet.dev/weight"
+	// LabelServiceNamespace and LabelService on ExportedService and ExportedEndpoints name the exported service.
+	LabelServiceNamespace = "fastnet.dev/service-namespace"
+	LabelService          = "fastnet.dev/service"
+
+	// LabelGatewayNode, "true", on a Node makes it a gateway node.
+	LabelGatewayNode = "fastnet.dev/gateway"
+	// LabelMember on a namespace of the broker holds the cluster ID of the member whose records live there.
+	LabelMember = "fastnet.dev/member"
+
+	// Namespace is where Fastnet's workloads, Gateways and mirrored Endpoints live in a member.
+	Namespace = "fastnet-system"
+	// BrokerNamespace is where the members' ServiceAccounts live on the broker, one a member, named by the cluster ID.
+	BrokerNamespace = "fastnet-broker"
+	// ClusterSetName is the name of the one ClusterSet of a broker.
+	ClusterSetName = "clusterset"
+
+	// ClusterPropertyID and ClusterPropertyClusterSet are the names of the about.k8s.io ClusterProperties that hold a
+	// cluster's ID and its clusterset (KEP-2149).
+	ClusterPropertyID         = "cluster.clusterset.k8s.io"
+	ClusterPropertyClusterSet = "clusterset.k8s.io"
+)

@@ -1,0 +1,315 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// ClusterSet is the administrator's word on who belongs: one object, named "clusterset", on the broker.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:resource:scope=Cluster
+// +kubebuilder:printcolumn:name="Members",type=string,JSONPath=`.spec.members[*].clusterID`
+type ClusterSet struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec ClusterSetSpec `json:"spec"`
+}
+
+// ClusterSetSpec is the roster.
+type ClusterSetSpec struct {
+	// name of the clusterset, as the ClusterProperty clusterset.k8s.io of every member holds it.
+	Name string `json:"name"`
+	// members are the clusters whose records count. What a cluster that is not here has written is ignored.
+	// +listType=map
+	// +listMapKey=clusterID
+	// +optional
+	Members []Member `json:"members,omitempty"`
+}
+
+// Member is one cluster of the clusterset.
+type Member struct {
+	// clusterID is one or two DNS labels.
+	ClusterID string `json:"clusterID"`
+	// namespace on the broker in which this member, and only it, writes.
+	Namespace string `json:"namespace"`
+}
+
+// ClusterSetList is a list of ClusterSets.
+//
+// +kubebuilder:object:root=true
+type ClusterSetList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []ClusterSet `json:"items"`
+}
+
+// ExportedService is one cluster's contribution to a clusterset service. Named <cluster ID>.<service>.<namespace>.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:printcolumn:name="Namespace",type=string,JSONPath=`.spec.namespace`
+// +kubebuilder:printcolumn:name="Service",type=string,JSONPath=`.spec.name`
+// +kubebuilder:printcolumn:name="Type",type=string,JSONPath=`.spec.type`
+// +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.spec.addresses`
+type ExportedService struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec ExportedServiceSpec `json:"spec"`
+}
+
+// ExportedServiceSpec says what the cluster exports. Enumerations hold the values of the core and Multi-Cluster Services
+// APIs.
+type ExportedServiceSpec struct {
+	// namespace and name of the Service, the same in every cluster.
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// type is ClusterSetIP or Headless.
+	// +kubebuilder:validation:Enum=ClusterSetIP;Headless
+	Type string `json:"type"`
+	// exportedAt is when the ServiceExport was created: the oldest export wins a conflict.
+	ExportedAt metav1.Time `json:"exportedAt"`
+	// ports of the Service.
+	// +listType=atomic
+	// +optional
+	Ports []ServicePort `json:"ports,omitempty"`
+	// ipFamilies of the Service, IPv4 and IPv6, the preferred first.
+	// +listType=atomic
+	// +optional
+	IPFamilies []string `json:"ipFamilies,omitempty"`
+	// addresses are the cluster's own addresses of the service, at most one a family, as peers reach them: its cluster
+	// IPs. None for a headless service.
+	// +listType=atomic
+	// +optional
+	Addresses []string `json:"addresses,omitempty"`
+	// sessionAffinity is None or ClientIP.
+	// +optional
+	SessionAffinity string `json:"sessionAffinity,omitempty"`
+	// sessionAffinityTimeoutSeconds goes with ClientIP.
+	// +optional
+	SessionAffinityTimeoutSeconds *int32 `json:"sessionAffinityTimeoutSeconds,omitempty"`
+	// internalTrafficPolicy is Cluster or Local.
+	// +optional
+	InternalTrafficPolicy *string `json:"internalTrafficPolicy,omitempty"`
+	// trafficDistribution of the Service.
+	// +optional
+	TrafficDistribution *string `json:"trafficDistribution,omitempty"`
+	// exportedLabels and exportedAnnotations of the ServiceExport.
+	// +optional
+	ExportedLabels map[string]string `json:"exportedLabels,omitempty"`
+	// +optional
+	ExportedAnnotations map[string]string `json:"exportedAnnotations,omitempty"`
+}
+
+// ServicePort is a port of an exported service.
+type ServicePort struct {
+	// +optional
+	Name string `json:"name,omitempty"`
+	// protocol is TCP, UDP or SCTP.
+	Protocol string `json:"protocol"`
+	// +optional
+	AppProtocol *string `json:"appProtocol,omitempty"`
+	Port        int32   `json:"port"`
+}
+
+// ExportedServiceList is a list of ExportedServices.
+//
+// +kubebuilder:object:root=true
+type ExportedServiceList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []ExportedService `json:"items"`
+}
+
+// MaxBackends is how many backends one ExportedEndpoints, and one EndpointSlice of ours, holds at most.
+const MaxBackends = 100
+
+// ExportedEndpoints is up to MaxBackends backends of one family of one exported service, in one cluster. Named
+// <cluster ID>.<name of the EndpointSlice it was made from>.<namespace>.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:resource:path=exportedendpoints,singular=exportedendpoints
+// +kubebuilder:printcolumn:name="Namespace",type=string,JSONPath=`.spec.namespace`
+// +kubebuilder:printcolumn:name="Service",type=string,JSONPath=`.spec.service`
+// +kubebuilder:printcolumn:name="Family",type=string,JSONPath=`.spec.ipFamily`
+// +kubebuilder:printcolumn:name="Backends",type=string,JSONPath=`.spec.backends[*].addresses`
+type ExportedEndpoints struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec ExportedEndpointsSpec `json:"spec"`
+}
+
+// ExportedEndpointsSpec holds the backends.
+type ExportedEndpointsSpec struct {
+	// namespace and service name the exported service.
+	Namespace string `json:"namespace"`
+	Service   string `json:"service"`
+	// ipFamily of all addresses here.
+	// +kubebuilder:validation:Enum=IPv4;IPv6
+	IPFamily string `json:"ipFamily"`
+	// ports of the backends (target ports), with the names of the service's ports.
+	// +listType=atomic
+	// +optional
+	Ports []BackendPort `json:"ports,omitempty"`
+	// +kubebuilder:validation:MaxItems=100
+	// +listType=atomic
+	// +optional
+	Backends []Backend `json:"backends,omitempty"`
+}
+
+// BackendPort is a port that every backend of its ExportedEndpoints listens on.
+type BackendPort struct {
+	// +optional
+	Name     string `json:"name,omitempty"`
+	Protocol string `json:"protocol"`
+	// +optional
+	AppProtocol *string `json:"appProtocol,omitempty"`
+	Port        int32   `json:"port"`
+}
+
+// Backend is a pod behind an exported service.
+type Backend struct {
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=100
+	// +listType=atomic
+	Addresses []string `json:"addresses"`
+	// hostname of the pod, where it has one: the first label of its own name.
+	// +optional
+	Hostname string `json:"hostname,omitempty"`
+	// ready, serving and terminating as in EndpointSlices; nil is unknown.
+	// +optional
+	Ready *bool `json:"ready,omitempty"`
+	// +optional
+	Serving *bool `json:"serving,omitempty"`
+	// +optional
+	Terminating *bool `json:"terminating,omitempty"`
+	// +optional
+	Zone *string `json:"zone,omitempty"`
+	// +optional
+	NodeName *string `json:"nodeName,omitempty"`
+}
+
+// ExportedEndpointsList is a list of ExportedEndpoints.
+//
+// +kubebuilder:object:root=true
+type ExportedEndpointsList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []ExportedEndpoints `json:"items"`
+}
+
+// Endpoint is one gateway node as other clusters' gateways reach it. Named <cluster ID>.<node>. The gateway writes it in
+// its own cluster; the agent publishes it, and mirrors the others' into this cluster.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:printcolumn:name="Cluster",type=string,JSONPath=`.spec.clusterID`
+// +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.node`
+// +kubebuilder:printcolumn:name="Driver",type=string,JSONPath=`.spec.driver`
+// +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.spec.addresses`
+// +kubebuilder:printcolumn:name="Port",type=integer,JSONPath=`.spec.port`
+// +kubebuilder:printcolumn:name="CIDRs",type=string,JSONPath=`.spec.prefixes`
+type Endpoint struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec EndpointSpec `json:"spec"`
+}
+
+// EndpointSpec says where and how.
+type EndpointSpec struct {
+	ClusterID string `json:"clusterID"`
+	// clusterUID is the UID of the cluster's namespace kube-system: two clusters that claim one ID differ in it.
+	ClusterUID string `json:"clusterUID"`
+	Node       string `json:"node"`
+	// driver is wireguard, ipsec or vxlan.
+	// +kubebuilder:validation:Enum=wireguard;ipsec;vxlan
+	Driver string `json:"driver"`
+	// addresses of the gateway node on the network between clusters (peer addresses), the preferred first.
+	// +kubebuilder:validation:MinItems=1
+	// +listType=atomic
+	Addresses []string `json:"addresses"`
+	// port (UDP) that the driver listens on.
+	Port int32 `json:"port"`
+	// publicKey of the gateway, in the driver's own form (WireGuard: 32 bytes in base64).
+	// +optional
+	PublicKey string `json:"publicKey,omitempty"`
+	// prefixes (pod and service ranges, both families) that lie behind the gateway.
+	// +listType=set
+	Prefixes []string `json:"prefixes"`
+}
+
+// EndpointList is a list of Endpoints.
+//
+// +kubebuilder:object:root=true
+type EndpointList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Endpoint `json:"items"`
+}
+
+// Gateway is a gateway node's own report, named by the node, in the namespace fastnet-system.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name="Driver",type=string,JSONPath=`.status.driver`
+// +kubebuilder:printcolumn:name="Clusters",type=string,JSONPath=`.status.cables[*].clusterID`
+// +kubebuilder:printcolumn:name="Cables",type=string,JSONPath=`.status.cables[*].state`
+type Gateway struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +optional
+	Status GatewayStatus `json:"status,omitempty"`
+}
+
+// GatewayStatus is the state of the gateway's cables.
+type GatewayStatus struct {
+	// driver in use, with its implementation: "wireguard" or "wireguard (in-process)".
+	// +optional
+	Driver string `json:"driver,omitempty"`
+	// cables, one an Endpoint of another cluster.
+	// +listType=map
+	// +listMapKey=endpoint
+	// +optional
+	Cables []Cable `json:"cables,omitempty"`
+	// problems that keep the gateway from doing what it should, in words; none when all is well.
+	// +listType=atomic
+	// +optional
+	Problems []string `json:"problems,omitempty"`
+}
+
+// CableState is the state of a cable.
+// +kubebuilder:validation:Enum=up;connecting;down
+type CableState string
+
+// A cable is connecting until its first answer, up while answers come through it, and down when they no longer do.
+const (
+	CableConnecting CableState = "connecting"
+	CableUp         CableState = "up"
+	CableDown       CableState = "down"
+)
+
+// Cable is a tunnel between this gateway and one of another cluster.
+type Cable struct {
+	ClusterID string `json:"clusterID"`
+	// endpoint is the name of the other side's Endpoint.
+	Endpoint string `json:"endpoint"`
+	Driver   string `json:"driver"`
+	// peerAddress in use, with its port.
+	// +optional
+	PeerAddress string     `json:"peerAddress,omitempty"`
+	State       CableState `json:"state"`
+	// rttMilliseconds is the round-trip time through the cable: a decimal number, a smoothed mean.
+	// +optional
+	RTTMilliseconds string `json:"rttMilliseconds,omitempty"`
+	// since when the cable has been in this state.
+	Since metav1.Time `json:"since"`
+}
+
+// GatewayList is a list of Gateways.
+//
+// +kubebuilder:object:root=true
+type GatewayList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Gateway `json:"items"`
+}
