@@ -6,16 +6,16 @@
 // subnets and nothing of pod or service ranges, so that whatever crosses between the pods of two clusters was carried
 // by a tunnel.
 //
-//	 node c1-control   node c1-worker1          node c2-control   node c2-worker1
-//	 172.30.1.2        172.30.1.3               172.30.2.2        172.30.2.3
-//	     eth0              eth0                     eth0              eth0
-//	      |                 |                        |                 |
-//	 +----+------ c1 -------+---+               +----+------ c2 -------+---+
-//	 |  172.30.1.1  fd30:1::1   |---- route ----|  172.30.2.1  fd30:2::1   |   namespace fastnet-wan
-//	 +--------------------------+       |       +--------------------------+
-//	                                  host
-//	                                    |
-//	                              fastnet-host 172.30.0.1, on the machine itself
+//	node c1-control   node c1-worker1          node c2-control   node c2-worker1
+//	172.30.1.2        172.30.1.3               172.30.2.2        172.30.2.3
+//	    eth0              eth0                     eth0              eth0
+//	     |                 |                        |                 |
+//	+----+------ c1 -------+---+               +----+------ c2 -------+---+
+//	|  172.30.1.1  fd30:1::1   |---- route ----|  172.30.2.1  fd30:2::1   |   namespace fastnet-wan
+//	+--------------------------+       |       +--------------------------+
+//	                                 host
+//	                                   |
+//	                             fastnet-host 172.30.0.1, on the machine itself
 //
 // Everything the lab makes bears a mark by which [Down] and [Leftovers] find it again, also when the process that made
 // it was killed: network namespaces fastnet-wan and fastnet-CLUSTER-NODE, the link fastnet-host, the control groups
