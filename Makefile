@@ -1,0 +1,68 @@
+# Fastnet. `make` lists what there is.
+
+# The folder for all that is built; nothing outside it is written, but for `make gen`.
+DIST := dist
+# staticcheck and controller-gen run in these versions, from the Go module proxy.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+CONTROLLER_GEN := sigs.k8s.io/controller-tools/cmd/controller-gen@v0.23.0
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+COMMANDS := fastnet-agent fastnet-gateway fastnet-routeagent kubectl-service kubectl-fastnet fastnet-lab
+
+export CGO_ENABLED := 0
+# go build decides what is stale, make only what to ask for.
+.PHONY: help build test lint gen images lab demo demo-down e2e bench prepare kubernetes
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## Build all binaries into dist/bin
+	@mkdir -p $(DIST)/bin
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $(DIST)/bin/ $(addprefix ./cmd/,$(COMMANDS)) ./test/whereami
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $(DIST)/bin/coredns ./coredns-build
+
+images: build ## Write the container images, as OCI archives, to dist/images
+	@test/prepare images
+	go run ./deploy/images -dist $(DIST)
+
+kubernetes: # Kubernetes and etcd for the lab, one binary
+	@mkdir -p $(DIST)/lab
+	@test -e $(DIST)/lab/kube || echo "building Kubernetes for the lab: 8 to 12 minutes the first time, seconds later"
+	cd test/lab/kube && go build -trimpath -ldflags '-s -w' -o ../../../$(DIST)/lab/kube .
+	go build -trimpath -ldflags '-s -w' -o $(DIST)/lab/pause ./test/lab/pause
+
+lab: prepare kubernetes images ## Start two clusters with Fastnet on them (dist/bin/fastnet-lab has more)
+	$(DIST)/bin/fastnet-lab up --install
+
+demo: prepare kubernetes images ## Start two clusters, install Fastnet, show what it does, and leave them running
+	go run ./test/demo
+
+demo-down: build ## Take away everything that demo and lab made
+	$(DIST)/bin/fastnet-lab down
+
+test: ## Run every test that needs no cluster, with the race detector (as root: also those in network namespaces)
+	@test/prepare test
+	@mkdir -p $(DIST)
+	CGO_ENABLED=1 go test -json -race -timeout 10m ./... | go run ./test/tally -append $(DIST)/tally
+
+e2e: prepare kubernetes images ## Run the end-to-end tests in the lab
+	go test -json -tags e2e -count 1 -timeout 25m ./test/e2e/... ./test/lab/... | go run ./test/tally -append $(DIST)/tally
+
+bench: ## Run the benchmarks
+	go test -run '^$$' -bench . -benchmem ./plugin/... ./internal/...
+
+lint: ## Check formatting, go vet and staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt these: $$unformatted"; exit 1; }
+	go vet ./...
+	go vet -tags e2e ./test/...
+	cd test/lab/kube && go vet ./...
+	go run $(STATICCHECK) -tags e2e ./...
+
+gen: ## Generate deepcopy functions, CRDs and Dockerfiles
+	go run $(CONTROLLER_GEN) object crd paths=./api/... output:crd:artifacts:config=deploy/crds
+	./deploy/crds/sync.sh
+	go run ./deploy/images -dockerfiles deploy/images
+
+prepare:
+	@test/prepare lab
