@@ -19,10 +19,19 @@ var needed = [][2]string{
 	{"/usr/lib/cni/portmap", "containernetworking-plugins"}, {"/usr/lib/cni/loopback", "containernetworking-plugins"},
 }
 
-// memory, in MiB, that a control node and a worker take once Kubernetes runs on them; measured, and rounded up.
+// Memory, in MiB, to have free for each node. Measured: 350 on a control node and 90 on a worker, with pods; while they
+// start, and with Fastnet and a test's pods on them, they need more.
 const (
-	controlMemory = 900
-	workerMemory  = 300
+	controlMemory = 1000
+	workerMemory  = 500
+)
+
+// Instances of inotify that the programs of a cluster have open (11 on the control node besides what every node has, and
+// 8 on every node), and what the rest of the machine may need.
+const (
+	controlWatchers = 11
+	nodeWatchers    = 8
+	otherWatchers   = 25
 )
 
 // check says in one line each what is missing on this machine, before anything is started.
@@ -51,7 +60,21 @@ func check(config Config) error {
 				available, wanted)
 		}
 	}
+	// Each user's limit, 128 by default: enough for two clusters of three nodes, and not for four.
+	wanted := config.Clusters*(controlWatchers+nodeWatchers*(config.Workers+1)) + otherWatchers
+	if limit, err := readNumber("/proc/sys/fs/inotify/max_user_instances"); err == nil && limit < wanted {
+		complain("%d inotify instances are allowed, %d are needed: sysctl -w fs.inotify.max_user_instances=%d",
+			limit, wanted, max(512, wanted))
+	}
 	return errors.Join(problems...)
+}
+
+func readNumber(file string) (int, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
 // nodesRunning says whether (part of) a lab runs already, whose memory is then not free any more.

@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// initName is the program of a node's init, which only Pause of the whole node stops.
+const initName = "fastnet-lab"
+
 // Status is a lab at one moment.
 type Status struct {
 	Ready    bool // an `up` has ended well
@@ -30,7 +33,7 @@ type NodeStatus struct {
 	State      string // Ready or NotReady as Kubernetes says; unknown; down (its init has ended)
 	Addrs      []string
 	Network    string   // "whole", "cut" or "link down"
-	Paused     []string // programs that are stopped
+	Paused     []string // programs that are stopped; "all" when the whole node is
 	MemoryMiB  int      // of all its processes, shared pages shared out (proportional set size)
 }
 
@@ -89,6 +92,9 @@ func (l *Lab) clusterStatus(ctx context.Context, c *Cluster) (ClusterStatus, err
 			}
 		}
 		slices.Sort(status.Paused)
+		if slices.Contains(status.Paused, initName) {
+			status.Paused = []string{"all"}
+		}
 		status.MemoryMiB = memory / 1024
 		s.Nodes = append(s.Nodes, status)
 	}

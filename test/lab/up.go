@@ -258,7 +258,7 @@ func (l *Lab) startInit(spec nodeSpec, specFile, space string) (*os.Process, err
 		return nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(l.config.Dist, "bin", "fastnet-lab"), "node-init", specFile)
+	cmd := exec.Command(filepath.Join(l.config.Dist, "bin", initName), "node-init", specFile)
 	cmd.Dir = "/"
 	cmd.Env = []string{nodePath, "GOGC=50"}
 	cmd.Stdout, cmd.Stderr = log, log
