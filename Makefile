@@ -27,9 +27,8 @@ images: build ## Write the container images, as OCI archives, to dist/images
 	go run ./deploy/images -dist $(DIST)
 
 kubernetes: # Kubernetes and etcd for the lab, one binary
-	@mkdir -p $(DIST)/lab
 	@test -e $(DIST)/lab/kube || echo "building Kubernetes for the lab: 8 to 12 minutes the first time, seconds later"
-	cd test/lab/kube && go build -trimpath -ldflags '-s -w' -o ../../../$(DIST)/lab/kube .
+	test/lab/kube/build $(DIST)/lab
 	go build -trimpath -ldflags '-s -w' -o $(DIST)/lab/pause ./test/lab/pause
 
 lab: prepare kubernetes images ## Start two clusters with Fastnet on them (dist/bin/fastnet-lab has more)
