@@ -100,10 +100,13 @@ func (a *api) ready(ctx context.Context) bool {
 }
 
 // condition is one of an object's status conditions.
-type condition struct{ Type, Status, Reason, Message string }
+type condition struct {
+	Type, Status      string
+	LastHeartbeatTime time.Time
+}
 
-// nodeConditions maps each node to its Ready condition.
-func (a *api) readyNodes(ctx context.Context) (map[string]bool, error) {
+// readyNodes maps each node that is Ready to the time its kubelet last said so.
+func (a *api) readyNodes(ctx context.Context) (map[string]time.Time, error) {
 	var list struct {
 		Items []struct {
 			Metadata struct{ Name string }
@@ -113,11 +116,11 @@ func (a *api) readyNodes(ctx context.Context) (map[string]bool, error) {
 	if err := a.get(ctx, "/api/v1/nodes", &list); err != nil {
 		return nil, err
 	}
-	ready := map[string]bool{}
+	ready := map[string]time.Time{}
 	for _, node := range list.Items {
 		for _, c := range node.Status.Conditions {
-			if c.Type == "Ready" {
-				ready[node.Metadata.Name] = c.Status == "True"
+			if c.Type == "Ready" && c.Status == "True" {
+				ready[node.Metadata.Name] = c.LastHeartbeatTime
 			}
 		}
 	}

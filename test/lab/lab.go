@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,6 +54,7 @@ type Node struct {
 	name    string         // c1-worker1, its name in Kubernetes
 	addrs   []netip.Addr   // of eth0, IPv4 first
 	pods    []netip.Prefix // its share of the cluster's pod range
+	started time.Time      // when this process started its init; zero if it ran before
 }
 
 // WAN is the router between the clusters.

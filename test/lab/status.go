@@ -52,7 +52,7 @@ func (l *Lab) Status(ctx context.Context) (Status, error) {
 
 func (l *Lab) clusterStatus(ctx context.Context, c *Cluster) (ClusterStatus, error) {
 	s := ClusterStatus{Name: c.name, Kubeconfig: c.Kubeconfig(), API: "not ready", Pods: c.pods, Services: c.services}
-	ready := map[string]bool{}
+	ready := map[string]time.Time{}
 	ca, err := openAuthority(pkiFolder(c), c.name)
 	if err == nil {
 		limited, cancel := context.WithTimeout(ctx, 3*time.Second)
@@ -71,10 +71,9 @@ func (l *Lab) clusterStatus(ctx context.Context, c *Cluster) (ClusterStatus, err
 		for _, addr := range n.addrs {
 			status.Addrs = append(status.Addrs, addr.String())
 		}
-		switch isReady, known := ready[n.name]; {
-		case isReady:
+		if _, ok := ready[n.name]; ok {
 			status.State = "Ready"
-		case known:
+		} else if s.API == "ready" {
 			status.State = "NotReady"
 		}
 		if _, runs := n.init(); !runs {
