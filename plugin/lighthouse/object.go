@@ -1,0 +1,241 @@
+package lighthouse
+
+import (
+	"errors"
+	"math"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coredns/coredns/plugin/kubernetes/object"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	mcsv1alpha1 "sigs.k8s.io/mcs-api/pkg/apis/v1alpha1"
+	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
+
+	"github.com/fastnet-io/fastnet/api/v1alpha1"
+)
+
+// The objects as they are kept: what DNS needs of them and no more. They are made as objects arrive, so that the lists of
+// large clusters never stand in memory whole.
+
+// slim is what every kept object bears, for the reflector to tell objects apart.
+type slim struct {
+	object.Empty
+	objectKey
+	uid             types.UID
+	resourceVersion string
+}
+
+func slimOf(o metav1.Object) slim {
+	return slim{objectKey: objectKey{o.GetNamespace(), o.GetName()}, uid: o.GetUID(), resourceVersion: o.GetResourceVersion()}
+}
+
+func (s *slim) GetNamespace() string              { return s.namespace }
+func (s *slim) SetNamespace(namespace string)     { s.namespace = namespace }
+func (s *slim) GetName() string                   { return s.name }
+func (s *slim) SetName(name string)               { s.name = name }
+func (s *slim) GetUID() types.UID                 { return s.uid }
+func (s *slim) SetUID(uid types.UID)              { s.uid = uid }
+func (s *slim) GetResourceVersion() string        { return s.resourceVersion }
+func (s *slim) SetResourceVersion(version string) { s.resourceVersion = version }
+
+// importObject is a ServiceImport.
+type importObject struct {
+	slim
+	key       string // "name.namespace"
+	headless  bool
+	addresses []netip.Addr
+	ports     []port
+}
+
+func newImportObject(o *mcsv1beta1.ServiceImport) *importObject {
+	i := &importObject{slim: slimOf(o), key: o.Name + "." + o.Namespace, headless: o.Spec.Type == mcsv1beta1.Headless}
+	for _, ip := range o.Spec.IPs {
+		if addr, ok := parseAddress(ip); ok {
+			i.addresses = appendNew(i.addresses, addr)
+		}
+	}
+	for _, p := range o.Spec.Ports {
+		i.ports = appendPort(i.ports, p.Name, string(p.Protocol), p.Port)
+	}
+	return i
+}
+
+// sliceObject is an EndpointSlice with the labels of the Multi-Cluster Services API.
+type sliceObject struct {
+	slim
+	serviceKey string // "service.namespace"
+	clusterID  string
+	// clusterAddress tells that the endpoint is the cluster's own address of the service, not a backend.
+	clusterAddress bool
+	weighted       bool
+	weight, share  uint16
+	ports          []port
+	endpoints      []endpoint
+	// changed is when what led to this state happened, zero where nobody wrote it down.
+	changed time.Time
+}
+
+type endpoint struct {
+	ready     bool
+	hostname  string
+	addresses []netip.Addr
+}
+
+// A cluster without a weight of its own has this weight in SRV records, and this share of the answers of a DNS-balanced
+// service.
+const (
+	defaultWeight = 50
+	defaultShare  = 1
+)
+
+// newSliceObject slims a slice down. One that DNS has no use for keeps its name alone: without a service key it is filed
+// nowhere.
+func newSliceObject(o *discoveryv1.EndpointSlice) *sliceObject {
+	s := &sliceObject{slim: slimOf(o), weight: defaultWeight, share: defaultShare}
+	service, id := o.Labels[v1alpha1.LabelServiceName], strings.ToLower(o.Labels[v1alpha1.LabelSourceCluster])
+	if service == "" || !isDotted(id) || o.AddressType == discoveryv1.AddressTypeFQDN {
+		return s
+	}
+	s.serviceKey, s.clusterID = service+"."+o.Namespace, id
+	s.clusterAddress = o.Labels[v1alpha1.LabelClusterAddress] == "true"
+	if text, found := o.Annotations[v1alpha1.AnnotationWeight]; found {
+		s.weighted = true
+		s.weight, s.share = parseWeight(text, defaultWeight), parseWeight(text, defaultShare)
+	}
+	if at, err := time.Parse(time.RFC3339Nano, o.Annotations[lastChangeAnnotation]); err == nil {
+		s.changed = at
+	}
+	for _, p := range o.Ports {
+		if p.Port == nil {
+			continue // every port: nothing that an SRV record could tell
+		}
+		var name, protocol string
+		if p.Name != nil {
+			name = *p.Name
+		}
+		if p.Protocol != nil {
+			protocol = string(*p.Protocol)
+		}
+		s.ports = appendPort(s.ports, name, protocol, *p.Port)
+	}
+	s.ports = slices.Clip(s.ports)
+
+	n := 0
+	for i := range o.Endpoints {
+		n += len(o.Endpoints[i].Addresses)
+	}
+	backing := make([]netip.Addr, 0, n)
+	s.endpoints = make([]endpoint, 0, len(o.Endpoints))
+	for i := range o.Endpoints {
+		in := &o.Endpoints[i]
+		e := endpoint{ready: in.Conditions.Ready == nil || *in.Conditions.Ready}
+		if !e.ready && !s.clusterAddress {
+			continue
+		}
+		if in.Hostname != nil {
+			if name := strings.ToLower(*in.Hostname); isLabel(name) {
+				e.hostname = name
+			}
+		}
+		from := len(backing)
+		for _, text := range in.Addresses {
+			if addr, ok := parseAddress(text); ok {
+				backing = append(backing, addr)
+			}
+		}
+		if e.addresses = backing[from:len(backing):len(backing)]; len(e.addresses) > 0 {
+			s.endpoints = append(s.endpoints, e)
+		}
+	}
+	return s
+}
+
+// lastChangeAnnotation is set by the EndpointSlice controller, and copied by those who mirror its slices.
+const lastChangeAnnotation = "endpoints.kubernetes.io/last-change-trigger-time"
+
+// appendPort appends a port, leaving out numbers that no port has and ports that are there already.
+func appendPort(ports []port, name, protocol string, number int32) []port {
+	if number < 1 || number > math.MaxUint16 {
+		return ports
+	}
+	if protocol == "" {
+		protocol = "tcp"
+	}
+	return appendNew(ports, port{strings.ToLower(name), strings.ToLower(protocol), uint16(number)})
+}
+
+// parseWeight reads a weight, clamped to what an SRV record can hold.
+func parseWeight(text string, unreadable uint16) uint16 {
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil && !errors.Is(err, strconv.ErrRange) {
+		return unreadable
+	}
+	return uint16(min(max(n, 0), math.MaxUint16))
+}
+
+// isDotted tells whether s is one or more lower-case DNS labels.
+func isDotted(s string) bool {
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if !isLabel(label) {
+			return false
+		}
+	}
+	return true
+}
+
+func isLabel(s string) bool {
+	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z') {
+			return false
+		}
+	}
+	return true
+}
+
+// namespaceObject is a Namespace; its name is all of it.
+type namespaceObject struct{ slim }
+
+// gatewayObject is a Gateway.
+type gatewayObject struct {
+	slim
+	up []string // IDs of the clusters that a cable of it is up to, sorted
+}
+
+func newGatewayObject(o *v1alpha1.Gateway) *gatewayObject {
+	g := &gatewayObject{slim: slimOf(o)}
+	for _, cable := range o.Status.Cables {
+		if cable.State == v1alpha1.CableUp {
+			g.up = appendNew(g.up, strings.ToLower(cable.ClusterID))
+		}
+	}
+	slices.Sort(g.up)
+	return g
+}
+
+// propertyObject is the ClusterProperty that holds this cluster's ID.
+type propertyObject struct {
+	slim
+	value string
+}
+
+// fromAlpha makes a v1beta1 ServiceImport of a v1alpha1 one, as far as DNS reads it.
+func fromAlpha(o *mcsv1alpha1.ServiceImport) *mcsv1beta1.ServiceImport {
+	i := &mcsv1beta1.ServiceImport{ObjectMeta: o.ObjectMeta}
+	i.Spec.Type = mcsv1beta1.ServiceImportType(o.Spec.Type)
+	i.Spec.IPs = o.Spec.IPs
+	for _, p := range o.Spec.Ports {
+		i.Spec.Ports = append(i.Spec.Ports, mcsv1beta1.ServicePort{Name: p.Name, Protocol: p.Protocol, Port: p.Port})
+	}
+	return i
+}

@@ -1,0 +1,517 @@
+package lighthouse
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+	mcsv1alpha1 "sigs.k8s.io/mcs-api/pkg/apis/v1alpha1"
+	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
+
+	"github.com/fastnet-io/fastnet/api/v1alpha1"
+)
+
+const (
+	retryAfterError   = time.Second
+	retryAfterRefusal = 3 * time.Second  // no such resource, or no right to it: a person has to do something first
+	repeatLog         = 30 * time.Second // how often a failure that lasts is logged
+)
+
+// source reads one API server into one world, for all stanzas that name it.
+type source struct {
+	world    *world
+	config   *rest.Config
+	property bool // whether somebody needs the ClusterProperty
+
+	mu      sync.Mutex
+	started bool
+	stopped bool
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+}
+
+func newSource(config *rest.Config) (*source, error) {
+	config = rest.CopyConfig(config)
+	config.UserAgent = "coredns-lighthouse"
+	config.QPS = -1 // five watches and their retries need no limiter
+	if _, err := rest.HTTPClientFor(config); err != nil {
+		return nil, fmt.Errorf("kubeconfig: %w", err) // such as certificates that cannot be read
+	}
+	return &source{
+		config: config,
+		world:  newWorld(resourceImports, resourceSlices, resourceNamespaces, resourceGateways),
+	}, nil
+}
+
+// followProperty has the source watch the ClusterProperty. It is to be called before start.
+func (s *source) followProperty() {
+	if !s.property {
+		s.property = true
+		s.world.setSynced(resourceProperties, false)
+	}
+}
+
+// start begins to watch; calls after the first do nothing.
+func (s *source) start() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.started || s.stopped {
+		return
+	}
+	s.started = true
+	ctx, cancel := context.WithCancel(klog.NewContext(context.Background(), logr.Discard()))
+	s.cancel = cancel
+	watches, err := s.watches()
+	if err != nil {
+		log.Errorf("cannot watch the API server: %v", err) // newSource has made such a client before
+		return
+	}
+	for _, w := range watches {
+		s.running.Go(func() { w.run(ctx) })
+	}
+}
+
+// stop ends every watch, and returns when they have ended. What was read stays served.
+func (s *source) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return
+	}
+	s.stopped = true
+	if s.cancel != nil {
+		s.cancel()
+	}
+	s.running.Wait()
+	s.world.close()
+}
+
+// waitSynced waits until everything has been read, and tells whether it has been in that time.
+func (s *source) waitSynced(timeout time.Duration) bool {
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case <-s.world.firstSync:
+		return true
+	case <-timer.C:
+		return s.world.current.Load().synced
+	}
+}
+
+// watches makes one watch for each kind of object.
+func (s *source) watches() ([]*resourceWatch, error) {
+	httpClient, err := rest.HTTPClientFor(s.config)
+	if err != nil {
+		return nil, err
+	}
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{
+		discoveryv1.AddToScheme, mcsv1beta1.AddToScheme, mcsv1alpha1.AddToScheme, v1alpha1.AddToScheme,
+	} {
+		if err := add(scheme); err != nil {
+			return nil, err
+		}
+	}
+	typed := typedClient{config: s.config, httpClient: httpClient, codecs: serializer.NewCodecFactory(scheme)}
+	betaImports, err := typed.listWatch(schema.GroupVersion(mcsv1beta1.GroupVersion), "serviceimports", &mcsv1beta1.ServiceImportList{}, nil)
+	if err != nil {
+		return nil, err
+	}
+	alphaImports, err := typed.listWatch(schema.GroupVersion(mcsv1alpha1.GroupVersion), "serviceimports", &mcsv1alpha1.ServiceImportList{}, nil)
+	if err != nil {
+		return nil, err
+	}
+	sliceWatch, err := typed.listWatch(discoveryv1.SchemeGroupVersion, "endpointslices", &discoveryv1.EndpointSliceList{},
+		func(o *metav1.ListOptions) { o.LabelSelector = v1alpha1.LabelSourceCluster })
+	if err != nil {
+		return nil, err
+	}
+	gateways, err := typed.listWatch(v1alpha1.GroupVersion, "gateways", &v1alpha1.GatewayList{}, nil)
+	if err != nil {
+		return nil, err
+	}
+	metadataClient, err := metadata.NewForConfigAndClient(s.config, httpClient)
+	if err != nil {
+		return nil, err
+	}
+	namespaces := metadataClient.Resource(schema.GroupVersionResource{Version: "v1", Resource: "namespaces"})
+
+	w := s.world
+	watches := []*resourceWatch{
+		{
+			// v1beta1 first, v1alpha1 where the cluster lacks it.
+			versions: []*cache.ListWatch{betaImports, alphaImports},
+			store:    newSink(w, resourceImports, slimImport, w.setImport, w.deleteImport, w.replaceImports),
+		},
+		{
+			versions: []*cache.ListWatch{sliceWatch},
+			example:  &discoveryv1.EndpointSlice{},
+			store:    newSink(w, resourceSlices, slimSlice, w.setSlice, w.deleteSlice, w.replaceSlices),
+		},
+		{
+			versions: []*cache.ListWatch{listWatch(namespaces.List, namespaces.Watch, nil)},
+			example:  &metav1.PartialObjectMetadata{},
+			store: newSink(w, resourceNamespaces, slimNamespace,
+				func(o *namespaceObject) { w.setNamespace(o.name, true) },
+				func(key objectKey) { w.setNamespace(key.name, false) },
+				w.replaceNamespaces),
+		},
+		{
+			versions: []*cache.ListWatch{gateways},
+			example:  &v1alpha1.Gateway{},
+			store:    newSink(w, resourceGateways, slimGateway, w.setGateway, w.deleteGateway, w.replaceGateways),
+		},
+	}
+	if s.property {
+		dynamicClient, err := dynamic.NewForConfigAndClient(s.config, httpClient)
+		if err != nil {
+			return nil, err
+		}
+		properties := dynamicClient.Resource(schema.GroupVersionResource{Group: "about.k8s.io", Version: "v1alpha1", Resource: "clusterproperties"})
+		watches = append(watches, &resourceWatch{
+			versions: []*cache.ListWatch{listWatch(properties.List, properties.Watch, func(o *metav1.ListOptions) {
+				o.FieldSelector = "metadata.name=" + v1alpha1.ClusterPropertyID
+			})},
+			store: newSink(w, resourceProperties, slimProperty,
+				func(o *propertyObject) { w.setLocalID(o.value) },
+				func(objectKey) { w.setLocalID("") },
+				func(list []*propertyObject) {
+					id := ""
+					for _, o := range list {
+						id = o.value
+					}
+					w.setLocalID(id)
+				}),
+		})
+	}
+	for _, rw := range watches {
+		rw.world = w
+		rw.resource = rw.store.kind()
+	}
+	return watches, nil
+}
+
+// typedClient makes list-watches that decode into Go types, from protobuf where the API server has it.
+type typedClient struct {
+	config     *rest.Config
+	httpClient *http.Client
+	codecs     serializer.CodecFactory
+}
+
+func (t *typedClient) listWatch(gv schema.GroupVersion, plural string, list runtime.Object, options func(*metav1.ListOptions)) (*cache.ListWatch, error) {
+	config := rest.CopyConfig(t.config)
+	config.GroupVersion = &gv
+	config.APIPath = "/apis"
+	config.NegotiatedSerializer = t.codecs.WithoutConversion()
+	if gv == discoveryv1.SchemeGroupVersion {
+		config.ContentType = runtime.ContentTypeProtobuf
+		config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	}
+	client, err := rest.RESTClientForConfigAndClient(config, t.httpClient)
+	if err != nil {
+		return nil, err
+	}
+	get := func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		into := list.DeepCopyObject()
+		err := client.Get().Resource(plural).VersionedParams(&o, metav1.ParameterCodec).Do(ctx).Into(into)
+		return into, err
+	}
+	follow := func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+		o.Watch = true
+		return client.Get().Resource(plural).VersionedParams(&o, metav1.ParameterCodec).Watch(ctx)
+	}
+	return listWatch(get, follow, options), nil
+}
+
+// listWatch joins the two calls of a client; options narrows what they ask for.
+func listWatch[L runtime.Object](
+	list func(context.Context, metav1.ListOptions) (L, error),
+	follow func(context.Context, metav1.ListOptions) (watch.Interface, error),
+	options func(*metav1.ListOptions),
+) *cache.ListWatch {
+	if options == nil {
+		options = func(*metav1.ListOptions) {}
+	}
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			options(&o)
+			return list(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			options(&o)
+			return follow(ctx, o)
+		},
+	}
+}
+
+// resourceWatch keeps the world's view of one kind of object up to date, for as long as its context lasts.
+type resourceWatch struct {
+	resource resource
+	world    *world
+	versions []*cache.ListWatch // tried in turn where the API server does not know one
+	example  runtime.Object
+	store    store
+
+	mu     sync.Mutex
+	logged time.Time // when the failure that lasts was logged; zero where there is none
+}
+
+// run lists and watches until ctx ends. What goes wrong is logged and tried again; what was read stays served meanwhile.
+func (rw *resourceWatch) run(ctx context.Context) {
+	unknown := 0 // versions in a row that the API server did not know
+	for version := 0; ctx.Err() == nil; version = (version + 1) % len(rw.versions) {
+		reflector := rw.reflector(rw.versions[version])
+		for ctx.Err() == nil {
+			err := reflector.ListAndWatchWithContext(ctx)
+			pause := retryAfterError
+			switch {
+			case err == nil:
+				unknown = 0
+			case apierrors.IsNotFound(err):
+				unknown++
+				if unknown < len(rw.versions) {
+					pause = 0
+					break
+				}
+				unknown = 0
+				rw.world.missing(rw.resource)
+				pause = retryAfterRefusal
+			case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
+				pause = retryAfterRefusal
+			}
+			if pause > 0 && err != nil {
+				rw.failed(err)
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(wait.Jitter(pause, 0.2)):
+			}
+			if apierrors.IsNotFound(err) {
+				break
+			}
+		}
+	}
+}
+
+func (rw *resourceWatch) reflector(lw *cache.ListWatch) *cache.Reflector {
+	// The reflector retries some errors by itself, such as a refused connection; they are to be seen in the log as well.
+	seen := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			list, err := lw.ListWithContextFunc(ctx, o)
+			rw.tried(ctx, err)
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			w, err := lw.WatchFuncWithContext(ctx, o)
+			rw.tried(ctx, err)
+			return w, err
+		},
+	}
+	logger := logr.Discard()
+	return cache.NewReflectorWithOptions(seen, rw.example, rw.store, cache.ReflectorOptions{
+		Name:            "lighthouse/" + string(rw.resource),
+		TypeDescription: string(rw.resource),
+		Logger:          &logger,
+		Backoff:         &wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 5, Cap: 2 * time.Second},
+	})
+}
+
+// tried takes the outcome of one request.
+func (rw *resourceWatch) tried(ctx context.Context, err error) {
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		rw.recovered()
+	case apierrors.IsNotFound(err) || apierrors.IsBadRequest(err) || apierrors.IsInvalid(err):
+		// run knows whether another version is left to try, and older API servers refuse to stream lists.
+	default:
+		rw.failed(err)
+	}
+}
+
+// failed logs a failure: the first at once, then now and again for as long as it lasts.
+func (rw *resourceWatch) failed(err error) {
+	watchErrors.WithLabelValues(string(rw.resource)).Inc()
+	rw.mu.Lock()
+	due := time.Since(rw.logged) >= repeatLog
+	first := rw.logged.IsZero()
+	if due {
+		rw.logged = time.Now()
+	}
+	rw.mu.Unlock()
+	optional := rw.resource == resourceGateways || rw.resource == resourceProperties
+	missing := apierrors.IsNotFound(err)
+	if !due || optional && missing && !first {
+		return
+	}
+
+	effect := "serving what was read before"
+	if !rw.world.current.Load().synced {
+		effect = "SERVFAIL below svc until it can be read"
+	}
+	switch {
+	case missing && rw.resource == resourceGateways:
+		log.Infof("%s: no such resource in this cluster; every cluster counts as reachable", rw.resource)
+	case missing && optional:
+		log.Infof("%s: no such resource in this cluster; running without a local cluster", rw.resource)
+	case missing:
+		log.Errorf("%s: no such resource in this cluster, is its CRD installed? %s", rw.resource, effect)
+	case apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err):
+		log.Errorf("%s: no right to list and watch it, is the ClusterRole bound? %s: %v", rw.resource, effect, err)
+	default:
+		log.Errorf("%s: %s: %v", rw.resource, effect, err)
+	}
+}
+
+func (rw *resourceWatch) recovered() {
+	rw.mu.Lock()
+	was := !rw.logged.IsZero()
+	rw.logged = time.Time{}
+	rw.mu.Unlock()
+	if was {
+		log.Infof("%s: can be read again", rw.resource)
+	}
+}
+
+// store is where a resourceWatch puts what it reads.
+type store interface {
+	cache.TransformingStore
+	kind() resource
+}
+
+// sink takes what a reflector reads, slims it and hands it to the world.
+type sink[T metav1.Object] struct {
+	world   *world
+	of      resource
+	slim    func(any) (T, error)
+	set     func(T)
+	remove  func(objectKey)
+	replace func([]T)
+}
+
+func newSink[T metav1.Object](w *world, of resource, slim func(any) (T, error), set func(T), remove func(objectKey), replace func([]T)) *sink[T] {
+	return &sink[T]{world: w, of: of, slim: slim, set: set, remove: remove, replace: replace}
+}
+
+func (s *sink[T]) kind() resource { return s.of }
+
+// Add implements cache.ReflectorStore.
+func (s *sink[T]) Add(obj any) error { return s.Update(obj) }
+
+// Update implements cache.ReflectorStore.
+func (s *sink[T]) Update(obj any) error {
+	o, err := s.slim(obj)
+	if err != nil {
+		return err
+	}
+	s.set(o)
+	return nil
+}
+
+// Delete implements cache.ReflectorStore.
+func (s *sink[T]) Delete(obj any) error {
+	o, ok := obj.(metav1.Object)
+	if !ok {
+		return fmt.Errorf("%s: deleted %T", s.of, obj)
+	}
+	s.remove(objectKey{o.GetNamespace(), o.GetName()})
+	return nil
+}
+
+// Replace implements cache.ReflectorStore.
+func (s *sink[T]) Replace(list []any, _ string) error {
+	slimmed := make([]T, 0, len(list))
+	for _, obj := range list {
+		o, err := s.slim(obj)
+		if err != nil {
+			return err
+		}
+		slimmed = append(slimmed, o)
+	}
+	s.replace(slimmed)
+	s.world.setSynced(s.of, true)
+	return nil
+}
+
+// Resync implements cache.ReflectorStore.
+func (s *sink[T]) Resync() error { return nil }
+
+// Transformer implements cache.TransformingStore: lists are slimmed while they stream in.
+func (s *sink[T]) Transformer() cache.TransformFunc {
+	return func(obj any) (any, error) { return s.slim(obj) }
+}
+
+// The slimming functions take an object as the API server sent it, or one that is slim already.
+
+func slimImport(obj any) (*importObject, error) {
+	switch o := obj.(type) {
+	case *importObject:
+		return o, nil
+	case *mcsv1beta1.ServiceImport:
+		return newImportObject(o), nil
+	case *mcsv1alpha1.ServiceImport:
+		return newImportObject(fromAlpha(o)), nil
+	}
+	return nil, fmt.Errorf("%s: got %T", resourceImports, obj)
+}
+
+func slimSlice(obj any) (*sliceObject, error) {
+	switch o := obj.(type) {
+	case *sliceObject:
+		return o, nil
+	case *discoveryv1.EndpointSlice:
+		return newSliceObject(o), nil
+	}
+	return nil, fmt.Errorf("%s: got %T", resourceSlices, obj)
+}
+
+func slimNamespace(obj any) (*namespaceObject, error) {
+	switch o := obj.(type) {
+	case *namespaceObject:
+		return o, nil
+	case *metav1.PartialObjectMetadata:
+		return &namespaceObject{slimOf(o)}, nil
+	}
+	return nil, fmt.Errorf("%s: got %T", resourceNamespaces, obj)
+}
+
+func slimGateway(obj any) (*gatewayObject, error) {
+	switch o := obj.(type) {
+	case *gatewayObject:
+		return o, nil
+	case *v1alpha1.Gateway:
+		return newGatewayObject(o), nil
+	}
+	return nil, fmt.Errorf("%s: got %T", resourceGateways, obj)
+}
+
+func slimProperty(obj any) (*propertyObject, error) {
+	switch o := obj.(type) {
+	case *propertyObject:
+		return o, nil
+	case *unstructured.Unstructured:
+		value, _, err := unstructured.NestedString(o.Object, "spec", "value")
+		if err != nil || !isClusterID(value) {
+			value = "" // not an ID that DNS could do anything with
+		}
+		return &propertyObject{slimOf(o), value}, nil
+	}
+	return nil, fmt.Errorf("%s: got %T", resourceProperties, obj)
+}
