@@ -1,0 +1,299 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
+
+	"github.com/fastnet-io/fastnet/api/v1alpha1"
+)
+
+// applyLocal makes the agent's own cluster as the plan has it. What makes an answer comes before what announces it, and goes
+// after: a derived Service and its slices are there before the ServiceImport that names them, and leave after it.
+func (a *Agent) applyLocal(ctx context.Context, s *Snapshot, p *Plan) error {
+	w := a.local.round()
+	services := map[client.ObjectKey]*corev1.Service{}
+	for key, service := range s.Services {
+		if _, derived := derivedFor(service); derived {
+			services[key] = service
+		}
+	}
+	ownSlices := map[client.ObjectKey]*discoveryv1.EndpointSlice{}
+	for _, of := range s.OwnSlices {
+		for _, slice := range of {
+			ownSlices[client.ObjectKeyFromObject(slice)] = slice
+		}
+	}
+	mirrors := map[client.ObjectKey]*v1alpha1.Endpoint{}
+	for _, e := range s.Endpoints {
+		if mirrored(s.ClusterID, e) {
+			mirrors[client.ObjectKeyFromObject(e)] = e
+		}
+	}
+	imports := map[client.ObjectKey]*mcsv1beta1.ServiceImport{}
+	for key, i := range s.Imports {
+		if ours(i) {
+			imports[key] = i
+		}
+	}
+
+	put(ctx, w, mirrors, p.Mirrors, adoptEndpoint)
+	put(ctx, w, services, p.Services, adoptService)
+	put(ctx, w, ownSlices, p.Slices, adoptSlice)
+	for i, current := range put(ctx, w, s.Imports, p.Imports, adoptImport) {
+		if current != nil {
+			a.putImportStatus(ctx, w, current, p.Imports[i])
+		}
+	}
+	prune(ctx, w, imports, p.Imports)
+	prune(ctx, w, ownSlices, p.Slices)
+	prune(ctx, w, services, p.Services)
+	prune(ctx, w, mirrors, p.Mirrors)
+	for _, status := range p.Exports {
+		a.putExportStatus(ctx, w, s.Exports[status.Key], status)
+	}
+	return w.err()
+}
+
+// applyBroker makes the member's namespace on the broker as the plan has it. Backends come before their service.
+func (a *Agent) applyBroker(ctx context.Context, s *Snapshot, p *Plan) error {
+	if !p.Publish {
+		return nil
+	}
+	w := a.broker.round()
+	services := map[client.ObjectKey]*v1alpha1.ExportedService{}
+	for _, record := range s.Broker.Services {
+		if record.Namespace == s.BrokerNamespace {
+			services[client.ObjectKeyFromObject(record)] = record
+		}
+	}
+	endpoints := map[client.ObjectKey]*v1alpha1.ExportedEndpoints{}
+	for _, record := range s.Broker.Endpoints {
+		if record.Namespace == s.BrokerNamespace {
+			endpoints[client.ObjectKeyFromObject(record)] = record
+		}
+	}
+	gateways := map[client.ObjectKey]*v1alpha1.Endpoint{}
+	for _, record := range s.Broker.Gateways {
+		if record.Namespace == s.BrokerNamespace {
+			gateways[client.ObjectKeyFromObject(record)] = record
+		}
+	}
+	put(ctx, w, gateways, p.PublishedEndpoints, adoptEndpoint)
+	put(ctx, w, endpoints, p.ExportedEndpoints, adoptExportedEndpoints)
+	put(ctx, w, services, p.ExportedServices, adoptExportedService)
+	prune(ctx, w, services, p.ExportedServices)
+	prune(ctx, w, endpoints, p.ExportedEndpoints)
+	prune(ctx, w, gateways, p.PublishedEndpoints)
+
+	a.mu.Lock()
+	a.refused = w.refused
+	a.mu.Unlock()
+	return w.err()
+}
+
+// The adopt functions copy what we own of an object; all else, what the API server fills in above all, stays.
+
+func adoptService(have, want *corev1.Service) {
+	have.Labels = want.Labels
+	have.Spec.Ports = want.Spec.Ports
+	have.Spec.SessionAffinity, have.Spec.SessionAffinityConfig = want.Spec.SessionAffinity, want.Spec.SessionAffinityConfig
+	have.Spec.InternalTrafficPolicy, have.Spec.TrafficDistribution = want.Spec.InternalTrafficPolicy, want.Spec.TrafficDistribution
+	have.Spec.Selector = want.Spec.Selector
+	have.Spec.IPFamilyPolicy = want.Spec.IPFamilyPolicy
+	// No families wanted: whatever the API server gave. One: the second address goes, if there is one; the first is for life.
+	if n := len(want.Spec.IPFamilies); n > 0 && len(have.Spec.IPFamilies) > n {
+		have.Spec.IPFamilies, have.Spec.ClusterIPs = have.Spec.IPFamilies[:n], have.Spec.ClusterIPs[:n]
+	}
+}
+
+func adoptSlice(have, want *discoveryv1.EndpointSlice) {
+	have.Labels = want.Labels
+	have.Annotations = want.Annotations
+	have.Endpoints, have.Ports = want.Endpoints, want.Ports
+}
+
+func adoptImport(have, want *mcsv1beta1.ServiceImport) {
+	have.Labels, have.Annotations, have.Spec = want.Labels, want.Annotations, want.Spec
+}
+
+func adoptEndpoint(have, want *v1alpha1.Endpoint) { have.Labels, have.Spec = want.Labels, want.Spec }
+
+func adoptExportedService(have, want *v1alpha1.ExportedService) {
+	have.Labels, have.Spec = want.Labels, want.Spec
+}
+
+func adoptExportedEndpoints(have, want *v1alpha1.ExportedEndpoints) {
+	have.Labels, have.Spec = want.Labels, want.Spec
+}
+
+// target is one API server as apply writes to it. It remembers for a while what it wrote, since a watch tells of it only
+// later: without that, a round in between would write everything a second time, and fail on every object.
+type target struct {
+	writer client.Client
+	now    func() time.Time
+	count  func(verb, kind string, failed bool)
+	wrote  map[string]written
+}
+
+// written is a write that the watch may not have told of yet.
+type written struct {
+	before []string      // resource versions that are older than it, "" for no object at all
+	after  client.Object // nil for a deletion
+	at     time.Time
+}
+
+const (
+	// writtenFor is how long a watch may lag behind a write. After that the watch is right, whatever it says.
+	writtenFor = 5 * time.Second
+	// writeTimeout bounds one write, so that an API server that swallows packets cannot stop the loop for long.
+	writeTimeout = 10 * time.Second
+)
+
+// round is one application of a plan.
+type round struct {
+	*target
+	problems []error
+	refused  map[string]string
+	away     bool // the API server did not answer: no use in asking it a thousand times more
+}
+
+func (t *target) round() *round {
+	for name, w := range t.wrote {
+		if t.now().Sub(w.at) > writtenFor {
+			delete(t.wrote, name)
+		}
+	}
+	return &round{target: t, refused: map[string]string{}}
+}
+
+func (r *round) err() error { return errors.Join(r.problems...) }
+
+// refusal is the key of an object in Snapshot.Refused.
+func refusal(object client.Object) string { return kindOf(object) + " " + object.GetName() }
+
+func kindOf(object client.Object) string {
+	full := fmt.Sprintf("%T", object)
+	return full[strings.LastIndex(full, ".")+1:]
+}
+
+func nameOf(object client.Object) string {
+	return kindOf(object) + " " + client.ObjectKeyFromObject(object).String()
+}
+
+// do makes one write and notes how it went. It reports whether it went well.
+func (r *round) do(ctx context.Context, verb string, object client.Object, write func(context.Context) error) bool {
+	if r.away || ctx.Err() != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	err := write(ctx)
+	r.count(verb, kindOf(object), err != nil)
+	if err == nil {
+		return true
+	}
+	var answered apierrors.APIStatus
+	r.away = !errors.As(err, &answered)
+	if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsRequestEntityTooLargeError(err) {
+		r.refused[refusal(object)] = err.Error()
+	}
+	r.problems = append(r.problems, fmt.Errorf("%s %s: %w", verb, nameOf(object), err))
+	return false
+}
+
+// current is an object as it is, our own last write to it included.
+func current[T client.Object](r *round, observed T, exists bool, name string) (T, bool) {
+	w, ok := r.wrote[name]
+	if !ok {
+		return observed, exists
+	}
+	version := ""
+	if exists {
+		version = observed.GetResourceVersion()
+	}
+	if !slices.Contains(w.before, version) {
+		delete(r.wrote, name) // the watch has it, or something newer
+		return observed, exists
+	}
+	after, ok := w.after.(T)
+	return after, ok
+}
+
+// put creates and updates, where there is a difference, and returns the objects as they are then, nil where that failed.
+func put[T client.Object](ctx context.Context, r *round, observed map[client.ObjectKey]T, wanted []T, adopt func(have, want T)) []T {
+	all := make([]T, len(wanted))
+	for i, want := range wanted {
+		name := nameOf(want)
+		seen, exists := observed[client.ObjectKeyFromObject(want)]
+		have, exists := current(r, seen, exists, name)
+		if !exists {
+			created := want.DeepCopyObject().(T)
+			if r.do(ctx, "create", created, func(ctx context.Context) error { return create(ctx, r.writer, created) }) {
+				r.note(name, "", created)
+				all[i] = created
+			}
+			continue
+		}
+		changed := have.DeepCopyObject().(T)
+		adopt(changed, want)
+		if equality.Semantic.DeepEqual(have, changed) {
+			all[i] = have
+			continue
+		}
+		changed = changed.DeepCopyObject().(T) // the answer is decoded into it, and it shares parts with the plan
+		if r.do(ctx, "update", changed, func(ctx context.Context) error { return r.writer.Update(ctx, changed) }) {
+			r.note(name, have.GetResourceVersion(), changed)
+			all[i] = changed
+		}
+	}
+	return all
+}
+
+// note remembers a write, made upon a version. The watch may not even have told of the write before it.
+func (r *round) note(name, version string, after client.Object) {
+	r.wrote[name] = written{append(r.wrote[name].before, version), after, r.now()}
+}
+
+// create asks for the addresses that a derived Service had before; where they are taken or no longer the cluster's, any will do.
+func create(ctx context.Context, writer client.Client, object client.Object) error {
+	service, ok := object.(*corev1.Service)
+	err := writer.Create(ctx, object)
+	if ok && apierrors.IsInvalid(err) && len(service.Spec.ClusterIPs) > 0 {
+		service.Spec.ClusterIP, service.Spec.ClusterIPs = "", nil
+		err = writer.Create(ctx, object)
+	}
+	return err
+}
+
+// prune deletes what is observed and not wanted. It deletes the object that was looked at and no other of its name.
+func prune[T client.Object](ctx context.Context, r *round, observed map[client.ObjectKey]T, wanted []T) {
+	keep := make(map[client.ObjectKey]bool, len(wanted))
+	for _, want := range wanted {
+		keep[client.ObjectKeyFromObject(want)] = true
+	}
+	for key, object := range observed {
+		name := nameOf(object)
+		if _, exists := current(r, object, true, name); keep[key] || !exists {
+			continue
+		}
+		uid := object.GetUID()
+		ok := r.do(ctx, "delete", object, func(ctx context.Context) error {
+			return client.IgnoreNotFound(r.writer.Delete(ctx, object.DeepCopyObject().(client.Object), client.Preconditions(metav1.Preconditions{UID: &uid})))
+		})
+		if ok {
+			r.note(name, object.GetResourceVersion(), nil)
+		}
+	}
+}

@@ -1,0 +1,68 @@
+package agent
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
+)
+
+// putImportStatus writes what an import's status lacks. The times of its conditions move only when their status does.
+func (a *Agent) putImportStatus(ctx context.Context, r *round, current, want *mcsv1beta1.ServiceImport) {
+	changed := current.DeepCopy()
+	changed.Status.Clusters = want.Status.Clusters
+	changed.Status.EndpointSliceObjects = want.Status.EndpointSliceObjects
+	a.setConditions(&changed.Status.Conditions, want.Status.Conditions, current.Generation)
+	if equality.Semantic.DeepEqual(current.Status, changed.Status) {
+		return
+	}
+	changed = changed.DeepCopy()
+	if r.do(ctx, "update status of", changed, func(ctx context.Context) error { return r.writer.Status().Update(ctx, changed) }) {
+		r.note(nameOf(changed), current.ResourceVersion, changed)
+	}
+}
+
+// putExportStatus writes what an export's conditions lack, and tells of it in events.
+func (a *Agent) putExportStatus(ctx context.Context, r *round, observed *mcsv1beta1.ServiceExport, want ExportStatus) {
+	have, exists := current(r, observed, true, nameOf(observed))
+	if !exists {
+		return
+	}
+	changed := have.DeepCopy()
+	a.setConditions(&changed.Status.Conditions, want.Conditions, observed.Generation)
+	if equality.Semantic.DeepEqual(have.Status, changed.Status) {
+		return
+	}
+	if !r.do(ctx, "update status of", changed, func(ctx context.Context) error { return r.writer.Status().Update(ctx, changed) }) {
+		return
+	}
+	r.note(nameOf(changed), have.ResourceVersion, changed)
+	for _, c := range changed.Status.Conditions {
+		before := meta.FindStatusCondition(have.Status.Conditions, c.Type)
+		if before != nil && before.Status == c.Status && before.Reason == c.Reason || !worthAnEvent(before, c) {
+			continue
+		}
+		kind := corev1.EventTypeNormal
+		if bad := c.Type == string(mcsv1beta1.ServiceExportConditionConflict); bad == (c.Status == metav1.ConditionTrue) {
+			kind = corev1.EventTypeWarning
+		}
+		a.config.Event(changed, kind, c.Reason, c.Message)
+	}
+}
+
+// worthAnEvent leaves out the good news that nobody waits for: a first NoConflicts, and being on the way.
+func worthAnEvent(before *metav1.Condition, now metav1.Condition) bool {
+	return now.Reason != string(mcsv1beta1.ServiceExportReasonPending) &&
+		(before != nil || now.Reason != string(mcsv1beta1.ServiceExportReasonNoConflicts))
+}
+
+func (a *Agent) setConditions(conditions *[]metav1.Condition, want []metav1.Condition, generation int64) {
+	for _, c := range want {
+		c.ObservedGeneration = generation
+		c.LastTransitionTime = metav1.NewTime(a.config.Now())
+		meta.SetStatusCondition(conditions, c)
+	}
+}
