@@ -199,7 +199,7 @@ func execCommand() *cobra.Command {
 		Use:   "exec CLUSTER/NODE|wan [-- COMMAND [ARG...]]",
 		Short: "Run a command, or a shell, on a node or in the WAN",
 		Long: `Run a command on a node, in its network, files, processes and host name, or in the WAN's network namespace. Without a
-command it is a shell. kubectl and crictl's little brother ctr are set up for the node.`,
+command it is a shell. kubectl (with all rights on a control node, else with the node's own) and ctr are set up.`,
 		Example: `  fastnet-lab exec c1/worker1
   fastnet-lab exec c1/worker1 -- ip route
   fastnet-lab exec wan -- tcpdump -ni any`,

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // programs that the lab needs and the Debian package each is from.
@@ -31,7 +33,7 @@ const (
 const (
 	controlWatchers = 11
 	nodeWatchers    = 8
-	otherWatchers   = 25
+	otherWatchers   = 20
 )
 
 // check says in one line each what is missing on this machine, before anything is started.
@@ -60,7 +62,11 @@ func check(config Config) error {
 				available, wanted)
 		}
 	}
-	// Each user's limit, 128 by default: enough for two clusters of three nodes, and not for four.
+	var stat unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(StateDir), &stat); err == nil && stat.Type == unix.OVERLAYFS_SUPER_MAGIC {
+		complain("%s is on an overlay file system, on which containers' own cannot be: mount a volume there", filepath.Dir(StateDir))
+	}
+	// Each user's limit, 128 by default: enough for three clusters of three nodes, and not for four.
 	wanted := config.Clusters*(controlWatchers+nodeWatchers*(config.Workers+1)) + otherWatchers
 	if limit, err := readNumber("/proc/sys/fs/inotify/max_user_instances"); err == nil && limit < wanted {
 		complain("%d inotify instances are allowed, %d are needed: sysctl -w fs.inotify.max_user_instances=%d",

@@ -255,8 +255,14 @@ func (n *Node) Command(ctx context.Context, args ...string) *exec.Cmd {
 
 // enterArgs is the command line, nsenter included, that a command on the node is put after.
 func (n *Node) enterArgs(init process) []string {
+	// The lab's own kubectl goes before one that the machine may have, of whatever version.
+	path := strings.Replace(nodePath, "=", "="+filepath.Join(n.lab.config.Dist, "lab", "bin")+":", 1)
+	kubeconfig := "KUBECONFIG=/etc/kubernetes/kubelet.conf"
+	if n.role == "control" {
+		kubeconfig = "KUBECONFIG=/etc/kubernetes/admin.conf"
+	}
 	return []string{"nsenter", "--target=" + strconv.Itoa(init.PID), "--net", "--mount", "--uts", "--ipc", "--pid", "--wd",
-		"--", "env", nodePath + ":" + filepath.Join(n.lab.config.Dist, "lab", "bin"), "CONTAINERD_NAMESPACE=k8s.io"}
+		"--", "env", path, kubeconfig, "CONTAINERD_NAMESPACE=k8s.io"}
 }
 
 // Command is a command that runs in the WAN's network namespace, with the machine's own files and processes.
