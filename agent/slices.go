@@ -173,6 +173,7 @@ func (p *Plan) gateways(s *Snapshot, roster clusterset.Roster) {
 	}
 	for _, record := range s.Broker.Gateways {
 		switch cluster, err := roster.Endpoint(record); {
+		case record.Namespace == v1alpha1.Namespace: // the broker is a member's own cluster: its gateways and mirrors
 		case err != nil:
 			p.problem("Endpoint", record, err)
 		case cluster != s.ClusterID:

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -65,7 +66,15 @@ func mapper() meta.RESTMapper {
 	add(discoveryv1.SchemeGroupVersion, "EndpointSlice", "endpointslice", "endpointslices", meta.RESTScopeNamespace)
 	add(schema.GroupVersion(mcsv1beta1.GroupVersion), "ServiceExport", "serviceexport", "serviceexports", meta.RESTScopeNamespace)
 	add(schema.GroupVersion(mcsv1beta1.GroupVersion), "ServiceImport", "serviceimport", "serviceimports", meta.RESTScopeNamespace)
-	return m
+	return kinds{m}
+}
+
+// kinds maps the list kinds too, by which a cache of one namespace asks.
+type kinds struct{ *meta.DefaultRESTMapper }
+
+func (k kinds) RESTMapping(kind schema.GroupKind, versions ...string) (*meta.RESTMapping, error) {
+	kind.Kind = strings.TrimSuffix(kind.Kind, "List")
+	return k.DefaultRESTMapper.RESTMapping(kind, versions...)
 }
 
 // Local makes the cache and the writing client of the agent's own cluster.
