@@ -1,0 +1,86 @@
+// Package cable is the contract between the gateway and its drivers. A driver takes the whole set of cables that it
+// should have and reports what exists; it has no connect and no disconnect. To the driver a restart, a changed peer and
+// a first start are the same thing.
+package cable
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Config is the set of cables a gateway should have.
+type Config struct {
+	// Port (UDP) to listen on.
+	Port uint16
+	// MTU of the driver's device, in bytes.
+	MTU int
+	// Peers, one for each Endpoint of another cluster, sorted by name.
+	Peers []Peer
+}
+
+// Peer is the other end of a cable.
+type Peer struct {
+	// Endpoint is the name of the peer's Endpoint object.
+	Endpoint  string
+	ClusterID string
+	// PublicKey in the driver's own form.
+	PublicKey string
+	// Address to reach it at; invalid while none is known: then the peer may still come to us.
+	Address netip.AddrPort
+	// Prefixes that lie behind the peer. No two peers' overlap. What comes from the peer with another source is dropped.
+	Prefixes []netip.Prefix
+}
+
+// Cable is one that exists.
+type Cable struct {
+	Endpoint string
+	// PeerAddress that packets go to now, as the driver has learned it.
+	PeerAddress netip.AddrPort
+	// Probe is the peer's address inside the cable, with the device as its zone; invalid where the kernel has no IPv6.
+	Probe netip.Addr
+	// LastHandshake is zero before the first.
+	LastHandshake time.Time
+	// Sent and Received bytes of the cable, headers of the tunnel included.
+	Sent, Received int64
+}
+
+// Report is what a driver has.
+type Report struct {
+	// Driver with its implementation: "wireguard" or "wireguard (in-process)".
+	Driver string
+	// Probe is this end's address inside all cables; invalid where the kernel has no IPv6.
+	Probe  netip.Addr
+	Cables []Cable
+}
+
+// Driver makes cables of one kind.
+type Driver interface {
+	// PublicKey of this gateway, in the driver's form. It makes and keeps a key where there is none, and fails on one that it
+	// cannot read: a new key in its place would cut every cable.
+	PublicKey() (string, error)
+	// Apply makes the cables exist that the configuration names, and no others. Cables that stay are not disturbed.
+	Apply(context.Context, Config) error
+	// Report says what exists.
+	Report(context.Context) (Report, error)
+	// Remove takes everything away, the key too: the uninstall.
+	Remove(context.Context) error
+	// Close ends what runs inside this process and leaves the rest as it is, for the next process.
+	Close() error
+}
+
+// String is the configuration as text, for goldens and the debug page.
+func (c Config) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "listen port %d, mtu %d\n", c.Port, c.MTU)
+	for _, peer := range c.Peers {
+		address := "(none)"
+		if peer.Address.IsValid() {
+			address = peer.Address.String()
+		}
+		fmt.Fprintf(&b, "peer %s (cluster %s): public key %s, address %s, allowed %v\n", peer.Endpoint, peer.ClusterID, peer.PublicKey, address, peer.Prefixes)
+	}
+	return b.String()
+}

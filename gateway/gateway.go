@@ -1,0 +1,550 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/gateway/cable"
+	"github.com/fastnet-io/fastnet/gateway/wireguard"
+	"github.com/fastnet-io/fastnet/internal/cables"
+	"github.com/fastnet-io/fastnet/internal/converge"
+	"github.com/fastnet-io/fastnet/internal/debug"
+	"github.com/fastnet-io/fastnet/internal/kube"
+	"github.com/fastnet-io/fastnet/internal/netstate"
+	"github.com/fastnet-io/fastnet/internal/uninstall"
+)
+
+// DaemonSet that runs the gateway, in the namespace fastnet-system.
+const DaemonSet = "fastnet-gateway"
+
+// DriverWireGuard is the driver's name in flags and Endpoints.
+const DriverWireGuard = "wireguard"
+
+// Times of the daemon.
+const (
+	resync  = 10 * time.Second
+	backoff = 200 * time.Millisecond
+	// asking is how long one request to the API server may take. It is never in the way of the cables: they come first
+	// in every round.
+	asking = 5 * time.Second
+	// statusEvery is how often RTTs are written when nothing else changes.
+	statusEvery = 30 * time.Second
+	// nodeEvery is how often the node's addresses are read.
+	nodeEvery = 30 * time.Second
+	// parting is how long the daemon may take, once told to stop, to find out whether it will come back and to clean up
+	// if not: well inside the 30 seconds that a pod has.
+	parting = 20 * time.Second
+)
+
+// Config of the daemon.
+type Config struct {
+	// Kubeconfig file; empty is the pod's service account.
+	Kubeconfig string
+	ClusterID  string
+	// Node is this node's name.
+	Node string
+	// Prefixes are this cluster's pod and service CIDRs, both families.
+	Prefixes []string
+	Driver   string
+	// Port (UDP) for peers.
+	Port uint16
+	// StateDir holds the private key.
+	StateDir string
+	// Addresses for peers; empty takes those of the Node.
+	Addresses   []string
+	HTTPAddress string
+	Log         *slog.Logger
+}
+
+// Validate reports every problem of the configuration.
+func (c Config) Validate() error {
+	var problems []error
+	problem := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if c.ClusterID == "" {
+		problem("--cluster-id is empty")
+	}
+	if c.Node == "" {
+		problem("--node is empty, and so is NODE_NAME")
+	}
+	if len(c.Prefixes) == 0 {
+		problem("--prefixes is empty")
+	}
+	if _, err := cables.ParsePrefixes(c.Prefixes); err != nil {
+		problem("--prefixes: %w", err)
+	}
+	if c.Driver != DriverWireGuard {
+		problem("--driver %q is not wireguard", c.Driver)
+	}
+	if c.Port == 0 {
+		problem("--port is 0")
+	}
+	if c.StateDir == "" {
+		problem("--state-dir is empty")
+	}
+	if _, err := parseAddresses(c.Addresses); err != nil {
+		problem("--addresses: %w", err)
+	}
+	if c.Log == nil {
+		problem("no log")
+	}
+	return errors.Join(problems...)
+}
+
+func parseAddresses(texts []string) (addresses []netip.Addr, err error) {
+	for _, text := range texts {
+		addr, err := netip.ParseAddr(strings.TrimSpace(text))
+		if err != nil {
+			return nil, fmt.Errorf("%q is no IP address", text)
+		}
+		addresses = append(addresses, addr)
+	}
+	return addresses, nil
+}
+
+func newDriver(stateDir string, log *slog.Logger) cable.Driver {
+	return wireguard.New(wireguard.Config{Link: cables.WireGuardLink, KeyFile: filepath.Join(stateDir, "wireguard.key"), Log: log})
+}
+
+// Run keeps this node's cables until the context ends. Then it finds out whether the gateway was removed for good, and
+// takes everything away if so; else all stays for the next process.
+func Run(ctx context.Context, c Config) error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	prefixes, err := cables.ParsePrefixes(c.Prefixes)
+	if err != nil {
+		return err
+	}
+	addresses, err := parseAddresses(c.Addresses)
+	if err != nil {
+		return err
+	}
+	config, err := kube.Config(c.Kubeconfig, "fastnet-gateway")
+	if err != nil {
+		return err
+	}
+	scheme, err := kube.Scheme()
+	if err != nil {
+		return err
+	}
+	api, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return fmt.Errorf("client: %w", err)
+	}
+	objects, err := cache.New(config, cache.Options{
+		Scheme:                      scheme,
+		ReaderFailOnMissingInformer: true,
+		ByObject: map[client.Object]cache.ByObject{
+			&v1alpha1.Endpoint{}: {Namespaces: map[string]cache.Config{v1alpha1.Namespace: {}}},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("cache: %w", err)
+	}
+	driver := newDriver(c.StateDir, c.Log)
+	g := newGateway(c, prefixes, addresses, driver, api, objects)
+	loop, err := converge.New(converge.Config{Name: "cables", Round: g.round, Resync: resync, Backoff: backoff, Log: c.Log})
+	if err != nil {
+		return err
+	}
+	g.prober = newProber(loop.Poke, c.Log)
+	c.Log.Info("gateway starts", "cluster", c.ClusterID, "node", c.Node, "prefixes", prefixes, "driver", c.Driver, "port", c.Port)
+
+	group, running := errgroup.WithContext(ctx)
+	group.Go(func() error { return objects.Start(running) })
+	if err := kube.PokeOn(running, objects, loop.Poke, &v1alpha1.Endpoint{}); err != nil {
+		return err
+	}
+	registry, err := newRegistry(g)
+	if err != nil {
+		return err
+	}
+	server := debug.Server{Address: c.HTTPAddress, Gatherer: registry, Ready: g.ready, Plan: g.text}
+	group.Go(func() error { return server.Run(running) })
+	group.Go(func() error { g.prober.run(running); return nil })
+	group.Go(func() error {
+		netstate.KeepWatching(running, cables.WireGuardLink, 0, loop.Poke, func(err error) { c.Log.Warn("lost sight of the kernel", "error", err) })
+		return nil
+	})
+	group.Go(func() error {
+		// Not one cable is touched before all that is known has arrived: what an earlier process has made stays.
+		if objects.WaitForCacheSync(running) {
+			loop.Run(running)
+		}
+		return nil
+	})
+	err = group.Wait()
+	if ctx.Err() == nil {
+		return errors.Join(err, driver.Close()) // failed: a new process will go on with what is there
+	}
+	return part(config, c, driver, api)
+}
+
+// part decides what the end of the process means.
+func part(config *rest.Config, c Config, driver cable.Driver, api client.Client) error {
+	ctx, cancel := context.WithTimeout(context.Background(), parting)
+	defer cancel()
+	question, stop := context.WithTimeout(ctx, parting/2)
+	defer stop()
+	reason, err := uninstall.Reason(question, config, uninstall.Question{DaemonSet: DaemonSet, Node: c.Node, NodeLabel: v1alpha1.LabelGatewayNode})
+	if reason == "" {
+		c.Log.Info("gateway ends, its device stays", "error", err)
+		return driver.Close()
+	}
+	c.Log.Info("gateway is uninstalled", "reason", reason)
+	// Peers should stop sending before the device goes; that the API server has forgotten us is expected here.
+	if err := forget(ctx, api, c); err != nil {
+		c.Log.Info("objects could not be removed", "error", err)
+	}
+	return driver.Remove(ctx)
+}
+
+// forget deletes this gateway's objects.
+func forget(ctx context.Context, api client.Client, c Config) error {
+	meta := func(name string) metav1.ObjectMeta {
+		return metav1.ObjectMeta{Namespace: v1alpha1.Namespace, Name: name}
+	}
+	return errors.Join(
+		client.IgnoreNotFound(api.Delete(ctx, &v1alpha1.Endpoint{ObjectMeta: meta(EndpointName(c.ClusterID, c.Node))})),
+		client.IgnoreNotFound(api.Delete(ctx, &v1alpha1.Gateway{ObjectMeta: meta(c.Node)})),
+	)
+}
+
+// Cleanup takes everything away that a gateway has ever made on this node, the key too.
+func Cleanup(ctx context.Context, c Config) error {
+	if err := newDriver(c.StateDir, c.Log).Remove(ctx); err != nil {
+		return err
+	}
+	c.Log.Info("node cleaned")
+	return nil
+}
+
+// gateway is the running daemon.
+type gateway struct {
+	config    Config
+	prefixes  []netip.Prefix
+	addresses []netip.Addr // given; else those of the node
+	driver    cable.Driver
+	api       client.Client // straight to the API server
+	objects   client.Reader // the cache
+	prober    *prober
+	mtu       func(peers []netip.Addr) int
+
+	// Only the loop's round touches these.
+	node    nodeFacts
+	seeded  bool
+	written v1alpha1.GatewayStatus // as the API server has it
+	writeAt time.Time
+
+	mu   sync.Mutex // guards last
+	last outcome
+}
+
+// nodeFacts are read from the API server now and then.
+type nodeFacts struct {
+	at         time.Time
+	uid        types.UID
+	clusterUID string
+	addresses  []netip.Addr
+	problems   []string
+}
+
+type outcome struct {
+	at       time.Time
+	desired  Desired
+	report   cable.Report
+	status   v1alpha1.GatewayStatus
+	err      error
+	done     bool
+	attempts map[string]int
+}
+
+func newGateway(c Config, prefixes []netip.Prefix, addresses []netip.Addr, driver cable.Driver, api client.Client, objects client.Reader) *gateway {
+	return &gateway{config: c, prefixes: prefixes, addresses: addresses, driver: driver, api: api, objects: objects, mtu: underlayMTU}
+}
+
+// round makes cables first and talks about them after: the API server may be away.
+func (g *gateway) round(ctx context.Context) error {
+	now := time.Now()
+	nodeErr := g.readNode(ctx, now)
+	if g.node.at.IsZero() {
+		return g.ended(outcome{at: now, err: nodeErr})
+	}
+	g.seed(ctx)
+	snapshot, err := g.snapshot(ctx)
+	if err != nil {
+		return g.ended(outcome{at: now, err: errors.Join(nodeErr, err)})
+	}
+	desired := Plan(snapshot)
+	desired.Problems = append(desired.Problems, g.node.problems...)
+	applyErr := g.driver.Apply(ctx, desired.Cables)
+	if applyErr != nil {
+		desired.Problems = append(desired.Problems, "driver: "+strings.ReplaceAll(applyErr.Error(), "\n", "; "))
+	}
+	report, reportErr := g.driver.Report(ctx)
+	if reportErr == nil {
+		g.prober.set(report)
+	}
+	status := status(desired, report, g.prober.health(), g.config.Driver, now)
+	publishErr := g.publish(ctx, desired.Endpoint)
+	statusErr := g.writeStatus(ctx, status, now)
+	return g.ended(outcome{
+		at: now, desired: desired, report: report, status: status, attempts: snapshot.Attempts,
+		err: errors.Join(applyErr, reportErr, nodeErr, publishErr, statusErr), done: applyErr == nil && reportErr == nil && publishErr == nil,
+	})
+}
+
+func (g *gateway) ended(o outcome) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !slices.Equal(o.desired.Problems, g.last.desired.Problems) {
+		g.config.Log.Warn("problems", "problems", o.desired.Problems)
+	}
+	o.done = o.done || g.last.done
+	g.last = o
+	return o.err
+}
+
+// readNode refreshes what the API server knows of this node. An old answer is as good as none is bad: only without any
+// there can be no round.
+func (g *gateway) readNode(ctx context.Context, now time.Time) error {
+	if !g.node.at.IsZero() && now.Sub(g.node.at) < nodeEvery {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, asking)
+	defer cancel()
+	var node corev1.Node
+	if err := g.api.Get(ctx, client.ObjectKey{Name: g.config.Node}, &node); err != nil {
+		return fmt.Errorf("read node %s: %w", g.config.Node, err)
+	}
+	facts := nodeFacts{at: now, uid: node.UID, addresses: peerAddresses(&node), clusterUID: g.node.clusterUID}
+	if facts.clusterUID == "" {
+		var namespace corev1.Namespace
+		if err := g.api.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &namespace); err != nil {
+			facts.problems = append(facts.problems, fmt.Sprintf("the UID of this cluster is unknown: %v", err))
+		}
+		facts.clusterUID = string(namespace.UID)
+	}
+	g.node = facts
+	return nil
+}
+
+// peerAddresses of a node: where others reach it from outside, then from inside.
+func peerAddresses(node *corev1.Node) (addresses []netip.Addr) {
+	for _, kind := range []corev1.NodeAddressType{corev1.NodeExternalIP, corev1.NodeInternalIP} {
+		for _, address := range node.Status.Addresses {
+			addr, err := netip.ParseAddr(address.Address)
+			if err == nil && address.Type == kind && !slices.Contains(addresses, addr) {
+				addresses = append(addresses, addr)
+			}
+		}
+	}
+	return addresses
+}
+
+// seed reads once what the process before has written.
+func (g *gateway) seed(ctx context.Context) {
+	if g.seeded {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, asking)
+	defer cancel()
+	var object v1alpha1.Gateway
+	err := g.api.Get(ctx, client.ObjectKey{Namespace: v1alpha1.Namespace, Name: g.config.Node}, &object)
+	switch {
+	case err == nil:
+		g.prober.seed(object.Status.Cables)
+	case !apierrors.IsNotFound(err):
+		return // next round
+	}
+	g.seeded = true
+}
+
+func (g *gateway) snapshot(ctx context.Context) (Snapshot, error) {
+	key, err := g.driver.PublicKey()
+	if err != nil {
+		return Snapshot{}, err
+	}
+	var endpoints v1alpha1.EndpointList
+	if err := g.objects.List(ctx, &endpoints, client.InNamespace(v1alpha1.Namespace)); err != nil {
+		return Snapshot{}, fmt.Errorf("list endpoints: %w", err)
+	}
+	s := Snapshot{
+		ClusterID: g.config.ClusterID, ClusterUID: g.node.clusterUID, Node: g.config.Node, Prefixes: g.prefixes,
+		Addresses: g.addresses, Port: g.config.Port, Driver: g.config.Driver, PublicKey: key,
+		Endpoints: endpoints.Items, Overhead: wireguard.Overhead, Attempts: map[string]int{},
+	}
+	if len(s.Addresses) == 0 {
+		s.Addresses = g.node.addresses
+	}
+	for endpoint, health := range g.prober.health() {
+		s.Attempts[endpoint] = health.Attempts
+	}
+	var peers []netip.Addr
+	for _, endpoint := range endpoints.Items {
+		for _, text := range endpoint.Spec.Addresses {
+			if addr, err := netip.ParseAddr(text); err == nil && endpoint.Spec.ClusterID != g.config.ClusterID {
+				peers = append(peers, addr)
+			}
+		}
+	}
+	s.UnderlayMTU = g.mtu(peers)
+	return s, nil
+}
+
+// status of the Gateway object.
+func status(desired Desired, report cable.Report, health map[string]Health, driver string, now time.Time) v1alpha1.GatewayStatus {
+	status := v1alpha1.GatewayStatus{Driver: report.Driver, Problems: desired.Problems}
+	address := map[string]string{}
+	for _, c := range report.Cables {
+		if c.PeerAddress.IsValid() {
+			address[c.Endpoint] = c.PeerAddress.String()
+		}
+	}
+	for _, peer := range desired.Cables.Peers {
+		h, ok := health[peer.Endpoint]
+		if !ok {
+			h = Health{State: v1alpha1.CableConnecting, Since: now}
+		}
+		c := v1alpha1.Cable{
+			ClusterID: peer.ClusterID, Endpoint: peer.Endpoint, Driver: driver, PeerAddress: address[peer.Endpoint],
+			State: h.State, Since: metav1.NewTime(h.Since.Truncate(time.Second)),
+		}
+		if h.RTT > 0 && h.State == v1alpha1.CableUp {
+			c.RTTMilliseconds = strconv.FormatFloat(float64(h.RTT)/float64(time.Millisecond), 'f', 3, 64)
+		}
+		status.Cables = append(status.Cables, c)
+	}
+	return status
+}
+
+// meta of this gateway's objects. The Node owns them: when it is deleted, Kubernetes deletes them, and the next gateway
+// carries.
+func (g *gateway) meta(name string) metav1.ObjectMeta {
+	meta := metav1.ObjectMeta{
+		Namespace: v1alpha1.Namespace, Name: name,
+		Labels: map[string]string{v1alpha1.LabelSourceCluster: g.config.ClusterID, "app.kubernetes.io/managed-by": v1alpha1.ManagedBy},
+	}
+	if g.node.uid != "" {
+		meta.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: g.config.Node, UID: g.node.uid}}
+	}
+	return meta
+}
+
+// publish writes the Endpoint where it is not what it should be.
+func (g *gateway) publish(ctx context.Context, spec v1alpha1.EndpointSpec) error {
+	if len(spec.Addresses) == 0 {
+		return errors.New("publish endpoint: no address")
+	}
+	ctx, cancel := context.WithTimeout(ctx, asking)
+	defer cancel()
+	want := &v1alpha1.Endpoint{ObjectMeta: g.meta(EndpointName(spec.ClusterID, spec.Node)), Spec: spec}
+	var have v1alpha1.Endpoint
+	err := g.objects.Get(ctx, client.ObjectKeyFromObject(want), &have)
+	switch {
+	case apierrors.IsNotFound(err):
+		// The cache may be a moment behind our own write.
+		if err = g.api.Create(ctx, want); apierrors.IsAlreadyExists(err) {
+			return nil
+		}
+	case err == nil && reflect.DeepEqual(have.Spec, want.Spec) && reflect.DeepEqual(have.OwnerReferences, want.OwnerReferences) &&
+		reflect.DeepEqual(have.Labels, want.Labels):
+		return nil
+	case err == nil:
+		want.ResourceVersion = have.ResourceVersion
+		err = g.api.Update(ctx, want)
+	}
+	if err != nil {
+		return fmt.Errorf("publish endpoint: %w", err)
+	}
+	g.config.Log.Info("endpoint published", "addresses", spec.Addresses, "port", spec.Port)
+	return nil
+}
+
+// writeStatus writes on a change, and every statusEvery for the RTTs.
+func (g *gateway) writeStatus(ctx context.Context, status v1alpha1.GatewayStatus, now time.Time) error {
+	if !g.writeAt.IsZero() && reflect.DeepEqual(settled(status), settled(g.written)) && now.Sub(g.writeAt) < statusEvery {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, asking)
+	defer cancel()
+	var object v1alpha1.Gateway
+	meta := g.meta(g.config.Node)
+	err := g.api.Get(ctx, client.ObjectKey{Namespace: meta.Namespace, Name: meta.Name}, &object)
+	if apierrors.IsNotFound(err) {
+		object = v1alpha1.Gateway{ObjectMeta: meta}
+		err = g.api.Create(ctx, &object)
+	}
+	if err == nil && !reflect.DeepEqual(object.OwnerReferences, meta.OwnerReferences) {
+		object.OwnerReferences = meta.OwnerReferences
+		err = g.api.Update(ctx, &object)
+	}
+	if err == nil {
+		object.Status = status
+		err = g.api.Status().Update(ctx, &object)
+	}
+	if err != nil {
+		return fmt.Errorf("write gateway: %w", err)
+	}
+	for _, c := range status.Cables {
+		i := slices.IndexFunc(g.written.Cables, func(old v1alpha1.Cable) bool { return old.Endpoint == c.Endpoint })
+		if i < 0 || g.written.Cables[i].State != c.State {
+			g.config.Log.Info("cable "+string(c.State), "endpoint", c.Endpoint, "peer", c.PeerAddress, "rtt-ms", c.RTTMilliseconds)
+		}
+	}
+	g.written, g.writeAt = status, now
+	return nil
+}
+
+// settled is the status without what changes all the time.
+func settled(s v1alpha1.GatewayStatus) v1alpha1.GatewayStatus {
+	s.Cables = slices.Clone(s.Cables)
+	for i := range s.Cables {
+		s.Cables[i].RTTMilliseconds = ""
+	}
+	return s
+}
+
+func (g *gateway) ready() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.last.done {
+		return errors.Join(errors.New("no round has succeeded yet"), g.last.err)
+	}
+	return nil
+}
+
+// text is the debug page.
+func (g *gateway) text() string {
+	health := g.prober.health()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var b strings.Builder
+	fmt.Fprintf(&b, "# last round %s, error: %v\n\n# desired\n%s\n# observed: %s\n", g.last.at.Format(time.RFC3339Nano), g.last.err, g.last.desired, g.last.report.Driver)
+	for _, c := range g.last.report.Cables {
+		h := health[c.Endpoint]
+		fmt.Fprintf(&b, "cable %s: %s since %s, peer %s, rtt %s, last handshake %s, sent %d, received %d, attempts %d\n", c.Endpoint, h.State,
+			h.Since.Format(time.RFC3339), c.PeerAddress, h.RTT, c.LastHandshake.Format(time.RFC3339), c.Sent, c.Received, h.Attempts)
+	}
+	return b.String()
+}

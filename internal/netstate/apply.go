@@ -1,0 +1,613 @@
+package netstate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Kernel applies states to the network namespace of the process. Make it with New.
+type Kernel struct {
+	scope  Scope
+	tables *Tables // nil where the scope owns no chains
+}
+
+// New makes a Kernel. Tables may be nil where the scope has no chains.
+func New(scope Scope, tables *Tables) *Kernel {
+	return &Kernel{scope: scope, tables: tables}
+}
+
+// Apply makes what the scope owns in the kernel match the state, and tells what it changed: "+ " and "- " before lines
+// as Text has them. It goes on after an error; errors are joined.
+//
+// The order keeps packets for remote prefixes off the default route at every moment: what the routes need comes first
+// (links, neighbours, then the chains that keep addresses as they are), blackholes before the routes they stand behind,
+// the rule last; removal goes the other way round. A route is exchanged for another in one step.
+func (k *Kernel) Apply(ctx context.Context, want State) (changes []string, err error) {
+	if err := want.Validate(k.scope); err != nil {
+		return nil, err
+	}
+	var errs []error
+	run := func(step func(context.Context, State) ([]string, error)) {
+		if err := ctx.Err(); err != nil {
+			errs = append(errs, err)
+			return
+		}
+		done, err := step(ctx, want)
+		changes = append(changes, done...)
+		errs = append(errs, err)
+	}
+	if k.scope.LinkPrefix != "" {
+		run(k.makeLinks)
+		run(k.neighbours)
+		run(k.forwarding)
+	}
+	if k.tables != nil {
+		run(k.sysctls)
+		run(k.tables.makeChains)
+	}
+	if k.scope.Table != 0 {
+		run(k.routes)
+		run(k.rules)
+	}
+	if k.tables != nil {
+		run(k.tables.removeChains)
+	}
+	if k.scope.LinkPrefix != "" {
+		run(k.removeLinks)
+	}
+	return changes, errors.Join(errs...)
+}
+
+// ---- links
+
+func (k *Kernel) ownLinks() ([]netlink.Link, error) {
+	links, err := whole(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	return slices.DeleteFunc(links, func(l netlink.Link) bool { return !strings.HasPrefix(l.Attrs().Name, k.scope.LinkPrefix) }), nil
+}
+
+func kind(link netlink.Link) string {
+	if link.Type() == "tuntap" {
+		return KindTUN
+	}
+	return link.Type()
+}
+
+// observed is a link of ours as the kernel has it. A kind that we never make comes back as it is, and is replaced.
+func observed(link netlink.Link) (Link, error) {
+	l := Link{Name: link.Attrs().Name, Kind: kind(link), MTU: link.Attrs().MTU}
+	if vxlan, ok := link.(*netlink.Vxlan); ok {
+		local, _ := netip.AddrFromSlice(vxlan.SrcAddr)
+		l.VXLAN = VXLAN{ID: vxlan.VxlanId, Port: vxlan.Port, Local: local.Unmap()}
+		l.MAC = link.Attrs().HardwareAddr.String()
+	}
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return Link{}, ignoring(gone, err, "list addresses of %s", l.Name)
+	}
+	for _, addr := range addrs {
+		l.Addresses = append(l.Addresses, toPrefix(addr.IPNet))
+	}
+	return l, nil
+}
+
+func (k *Kernel) makeLinks(_ context.Context, want State) (changes []string, err error) {
+	have, err := k.ownLinks()
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, wanted := range want.Links {
+		var old *Link
+		i := slices.IndexFunc(have, func(l netlink.Link) bool { return l.Attrs().Name == wanted.Name })
+		if i >= 0 {
+			is, err := observed(have[i])
+			errs = append(errs, err)
+			if is.String() == wanted.String() && have[i].Attrs().Flags&net.FlagUp != 0 {
+				continue
+			}
+			if is.Kind != wanted.Kind || is.VXLAN != wanted.VXLAN {
+				errs = append(errs, ignoring(gone, netlink.LinkDel(have[i]), "remove link %s", wanted.Name))
+				changes = append(changes, "- "+is.String())
+			} else {
+				old = &is
+			}
+		}
+		if err := makeLink(wanted, old); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if old != nil && old.String() != wanted.String() {
+			changes = append(changes, "- "+old.String())
+		}
+		changes = append(changes, "+ "+wanted.String())
+	}
+	return changes, errors.Join(errs...)
+}
+
+// makeLink makes the link, or changes the old one where there is one.
+func makeLink(want Link, old *Link) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = want.Name, want.MTU
+	if old == nil {
+		var link netlink.Link
+		switch want.Kind {
+		case KindVXLAN:
+			mac, err := net.ParseMAC(want.MAC)
+			if err != nil {
+				return fmt.Errorf("make link %s: %w", want.Name, err)
+			}
+			attrs.HardwareAddr = mac
+			link = &netlink.Vxlan{LinkAttrs: attrs, VxlanId: want.VXLAN.ID, Port: want.VXLAN.Port,
+				SrcAddr: want.VXLAN.Local.AsSlice(), Learning: false}
+		case KindWireGuard:
+			link = &netlink.Wireguard{LinkAttrs: attrs}
+		case KindTUN:
+			link = &netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TUN, Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR}
+		default:
+			return fmt.Errorf("make link %s: unknown kind %q", want.Name, want.Kind)
+		}
+		if err := ignoring(present, netlink.LinkAdd(link), "make link %s (%s)", want.Name, want.Kind); err != nil {
+			return err
+		}
+	}
+	link, err := netlink.LinkByName(want.Name)
+	if err != nil {
+		return fmt.Errorf("make link %s: %w", want.Name, err)
+	}
+	var errs []error
+	if old == nil {
+		// 1 is "none": a link-local address that the kernel makes up would be one more to tell from ours.
+		errs = append(errs, ignoring(unsupported, netlink.LinkSetIP6AddrGenMode(link, 1), "set address generation of %s", want.Name))
+	}
+	if link.Attrs().MTU != want.MTU {
+		errs = append(errs, ignoring(none, netlink.LinkSetMTU(link, want.MTU), "set MTU of %s", want.Name))
+	}
+	if old != nil && old.MAC != want.MAC {
+		mac, err := net.ParseMAC(want.MAC)
+		errs = append(errs, err)
+		if err == nil {
+			errs = append(errs, ignoring(none, netlink.LinkSetHardwareAddr(link, mac), "set address of %s", want.Name))
+		}
+	}
+	for _, address := range want.Addresses {
+		if old != nil && slices.Contains(old.Addresses, address) {
+			continue
+		}
+		addr := &netlink.Addr{IPNet: toIPNet(address)}
+		if address.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD // nobody else can have it: it is made from a key or a name of ours
+		}
+		errs = append(errs, ignoring(present, netlink.AddrAdd(link, addr), "add %s to %s", address, want.Name))
+	}
+	if old != nil {
+		for _, address := range old.Addresses {
+			if !slices.Contains(want.Addresses, address) {
+				errs = append(errs, ignoring(gone, netlink.AddrDel(link, &netlink.Addr{IPNet: toIPNet(address)}), "remove %s from %s", address, want.Name))
+			}
+		}
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		errs = append(errs, ignoring(none, netlink.LinkSetUp(link), "set %s up", want.Name))
+	}
+	return errors.Join(errs...)
+}
+
+func none(error) bool { return false }
+
+func (k *Kernel) removeLinks(_ context.Context, want State) (changes []string, err error) {
+	have, err := k.ownLinks()
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, link := range have {
+		if slices.ContainsFunc(want.Links, func(l Link) bool { return l.Name == link.Attrs().Name }) {
+			continue
+		}
+		is, err := observed(link)
+		errs = append(errs, err, ignoring(gone, netlink.LinkDel(link), "remove link %s", link.Attrs().Name))
+		changes = append(changes, "- "+is.String())
+	}
+	return changes, errors.Join(errs...)
+}
+
+// ---- neighbours and forwarding entries of our links; both go with their link
+
+func (k *Kernel) eachLink(want State, family int, entry func(netlink.Link, netlink.Neigh) string, wanted map[string]netlink.Neigh) (changes []string, err error) {
+	links, err := k.ownLinks()
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	have := map[string]bool{}
+	for _, link := range links {
+		neighs, err := whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(link.Attrs().Index, family) })
+		if err != nil {
+			errs = append(errs, ignoring(gone, err, "list neighbours of %s", link.Attrs().Name))
+			continue
+		}
+		for _, neigh := range neighs {
+			line := entry(link, neigh)
+			if neigh.State&netlink.NUD_PERMANENT == 0 || line == "" {
+				continue
+			}
+			if _, ok := wanted[line]; ok {
+				have[line] = true
+				continue
+			}
+			errs = append(errs, ignoring(gone, netlink.NeighDel(&neigh), "remove %s", line))
+			changes = append(changes, "- "+line)
+		}
+	}
+	for line, neigh := range wanted {
+		if have[line] {
+			continue
+		}
+		if err := netlink.NeighSet(&neigh); err != nil {
+			errs = append(errs, fmt.Errorf("set %s: %w", line, err))
+			continue
+		}
+		changes = append(changes, "+ "+line)
+	}
+	return changes, errors.Join(errs...)
+}
+
+func (k *Kernel) neighbours(_ context.Context, want State) ([]string, error) {
+	var changes []string
+	var errs []error
+	for _, v6 := range []bool{false, true} {
+		wanted := map[string]netlink.Neigh{}
+		for _, n := range want.Neighbours {
+			if n.Addr.Is6() != v6 {
+				continue
+			}
+			neigh, err := neighbour(n.Link, n.MAC)
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			neigh.Family, neigh.IP = family(v6), n.Addr.AsSlice()
+			wanted[n.String()] = neigh
+		}
+		done, err := k.eachLink(want, family(v6), func(link netlink.Link, n netlink.Neigh) string {
+			addr, ok := netip.AddrFromSlice(n.IP)
+			if !ok || len(n.HardwareAddr) == 0 {
+				return ""
+			}
+			return Neighbour{Link: link.Attrs().Name, Addr: addr.Unmap(), MAC: n.HardwareAddr.String()}.String()
+		}, wanted)
+		changes, errs = append(changes, done...), append(errs, err)
+	}
+	return changes, errors.Join(errs...)
+}
+
+func (k *Kernel) forwarding(_ context.Context, want State) ([]string, error) {
+	var errs []error
+	wanted := map[string]netlink.Neigh{}
+	for _, f := range want.Forwarding {
+		neigh, err := neighbour(f.Link, f.MAC)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		neigh.Family, neigh.Flags, neigh.IP = unix.AF_BRIDGE, netlink.NTF_SELF, f.Dst.AsSlice()
+		wanted[f.String()] = neigh
+	}
+	changes, err := k.eachLink(want, unix.AF_BRIDGE, func(link netlink.Link, n netlink.Neigh) string {
+		dst, ok := netip.AddrFromSlice(n.IP)
+		if !ok {
+			return ""
+		}
+		return Forwarding{Link: link.Attrs().Name, MAC: n.HardwareAddr.String(), Dst: dst.Unmap()}.String()
+	}, wanted)
+	return changes, errors.Join(append(errs, err)...)
+}
+
+func neighbour(linkName, hardware string) (netlink.Neigh, error) {
+	link, err := netlink.LinkByName(linkName)
+	if err != nil {
+		return netlink.Neigh{}, fmt.Errorf("neighbour on %s: %w", linkName, err)
+	}
+	mac, err := net.ParseMAC(hardware)
+	if err != nil {
+		return netlink.Neigh{}, fmt.Errorf("neighbour on %s: %w", linkName, err)
+	}
+	return netlink.Neigh{LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, HardwareAddr: mac}, nil
+}
+
+// ---- routes and rules
+
+func (k *Kernel) ownRoutes() ([]Route, error) {
+	names := map[int]string{}
+	links, err := whole(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	for _, link := range links {
+		names[link.Attrs().Index] = link.Attrs().Name
+	}
+	filter := &netlink.Route{Table: k.scope.Table, Protocol: netlink.RouteProtocol(k.scope.Protocol)}
+	var routes []Route
+	for _, v6 := range []bool{false, true} {
+		// The library tests one filter after the other only as far as the first that matches, so the protocol is tested here.
+		list, err := whole(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family(v6), filter, netlink.RT_FILTER_TABLE)
+		})
+		if unsupported(err) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range list {
+			if int(r.Protocol) != k.scope.Protocol {
+				continue
+			}
+			route := Route{Dst: defaultRoute(v6), Blackhole: r.Type == unix.RTN_BLACKHOLE, Metric: r.Priority}
+			if r.Dst != nil {
+				route.Dst = toPrefix(r.Dst)
+			}
+			if !route.Blackhole {
+				route.Dev = names[r.LinkIndex]
+				route.Via = nextHop(r)
+			}
+			routes = append(routes, route)
+		}
+	}
+	return routes, nil
+}
+
+func nextHop(r netlink.Route) netip.Addr {
+	gw := r.Gw
+	if via, ok := r.Via.(*netlink.Via); ok {
+		gw = via.Addr
+	}
+	addr, _ := netip.AddrFromSlice(gw)
+	return addr.Unmap()
+}
+
+func (k *Kernel) kernelRoute(r Route) (*netlink.Route, error) {
+	route := &netlink.Route{
+		Dst: toIPNet(r.Dst), Table: k.scope.Table, Protocol: netlink.RouteProtocol(k.scope.Protocol), Priority: r.Metric,
+		Family: family(r.Dst.Addr().Is6()), Type: unix.RTN_UNICAST,
+	}
+	if r.Blackhole {
+		route.Type = unix.RTN_BLACKHOLE
+		return route, nil
+	}
+	link, err := netlink.LinkByName(r.Dev)
+	if err != nil {
+		return nil, err
+	}
+	route.LinkIndex = link.Attrs().Index
+	switch {
+	case !r.Via.IsValid():
+		route.Scope = netlink.SCOPE_LINK
+	case r.Via.Is6() && r.Dst.Addr().Is4():
+		route.Via = &netlink.Via{AddrFamily: unix.AF_INET6, Addr: r.Via.AsSlice()}
+	default:
+		route.Gw = r.Via.AsSlice()
+	}
+	return route, nil
+}
+
+func (k *Kernel) routes(_ context.Context, want State) (changes []string, err error) {
+	have, err := k.ownRoutes()
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	remove := func(r Route) {
+		route, err := k.kernelRoute(r)
+		if err == nil {
+			err = netlink.RouteDel(route)
+		}
+		errs = append(errs, ignoring(gone, err, "remove route %s", r))
+		changes = append(changes, "- "+r.String())
+	}
+	wanted := map[string]Route{}
+	for _, route := range want.Routes {
+		wanted[route.key()] = route
+	}
+	kept := map[string]bool{}
+	for _, route := range have {
+		if wanted[route.key()] == route {
+			kept[route.key()] = true
+		}
+	}
+	// Blackholes have the higher metric, so sorting by it would put them last; they must stand before the others change.
+	ordered := sortedRoutes(want.Routes)
+	slices.SortStableFunc(ordered, func(a, b Route) int {
+		switch {
+		case a.Blackhole == b.Blackhole:
+			return 0
+		case a.Blackhole:
+			return -1
+		default:
+			return 1
+		}
+	})
+	for _, r := range ordered {
+		if kept[r.key()] {
+			continue
+		}
+		route, err := k.kernelRoute(r)
+		if err == nil {
+			err = netlink.RouteReplace(route)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("set route %s: %w", r, err))
+			continue
+		}
+		changes = append(changes, "+ "+r.String())
+	}
+	for _, r := range sortedRoutes(have) {
+		if w, ok := wanted[r.key()]; !ok {
+			remove(r)
+		} else if w != r && kept[r.key()] {
+			remove(r) // a second one of the same key, beside the one we want: IPv6 would balance over both
+		}
+	}
+	return changes, errors.Join(errs...)
+}
+
+func (k *Kernel) rules(_ context.Context, want State) (changes []string, err error) {
+	var errs []error
+	for _, v6 := range []bool{false, true} {
+		list, err := whole(func() ([]netlink.Rule, error) { return netlink.RuleList(family(v6)) })
+		if unsupported(err) {
+			continue
+		}
+		if err != nil {
+			return changes, fmt.Errorf("list rules: %w", err)
+		}
+		have := map[Rule]bool{}
+		for _, rule := range list {
+			if rule.Table != k.scope.Table || int(rule.Protocol) != k.scope.Protocol {
+				continue
+			}
+			is := Rule{IPv6: v6, Priority: rule.Priority}
+			if slices.Contains(want.Rules, is) && !have[is] {
+				have[is] = true
+				continue
+			}
+			rule.Family = family(v6)
+			errs = append(errs, ignoring(gone, netlink.RuleDel(&rule), "remove rule %s", is.text(k.scope)))
+			changes = append(changes, "- "+is.text(k.scope))
+		}
+		for _, rule := range want.Rules {
+			if rule.IPv6 != v6 || have[rule] {
+				continue
+			}
+			r := netlink.NewRule()
+			r.Family, r.Priority, r.Table, r.Protocol = family(v6), rule.Priority, k.scope.Table, uint8(k.scope.Protocol)
+			if err := netlink.RuleAdd(r); err != nil && !present(err) {
+				errs = append(errs, fmt.Errorf("add rule %s: %w", rule.text(k.scope), err))
+				continue
+			}
+			changes = append(changes, "+ "+rule.text(k.scope))
+		}
+	}
+	return changes, errors.Join(errs...)
+}
+
+// ---- sysctls
+
+// RPFilter reads a link's rp_filter (0 off, 1 strict, 2 loose). "all" is a link too; the kernel takes the higher of both.
+func RPFilter(link string) (int, error) {
+	text, err := os.ReadFile(filepath.Join("/proc/sys/net/ipv4/conf", link, "rp_filter"))
+	if err != nil {
+		return 0, fmt.Errorf("read rp_filter: %w", err)
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
+}
+
+// setRPFilter goes over netlink: /proc/sys is read-only in a container that is not privileged, and NET_ADMIN is enough
+// here.
+func setRPFilter(link netlink.Link, value int) error {
+	const (
+		inetConf = 1 // IFLA_INET_CONF
+		rpFilter = 8 // IPV4_DEVCONF_RP_FILTER
+	)
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(link.Attrs().Index)
+	req.AddData(msg)
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil).AddRtAttr(rpFilter, nl.Uint32Attr(uint32(value)))
+	req.AddData(spec)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+func (k *Kernel) sysctls(ctx context.Context, want State) (changes []string, err error) {
+	before, err := k.tables.Remembered()
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, sysctl := range want.Sysctls {
+		is, err := RPFilter(sysctl.Link)
+		if err != nil || is == sysctl.RPFilter {
+			errs = append(errs, ignoring(func(err error) bool { return errors.Is(err, os.ErrNotExist) }, err, "%s", sysctl))
+			continue
+		}
+		// Remembered first: killed in between, we would put back what is there already.
+		if _, ok := before[sysctl.Link]; !ok {
+			if err := k.tables.remember(sysctl.Link, is); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
+		link, err := netlink.LinkByName(sysctl.Link)
+		if err == nil {
+			err = setRPFilter(link, sysctl.RPFilter)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("set %s: %w", sysctl, err))
+			continue
+		}
+		changes = append(changes, fmt.Sprintf("- %s", Sysctl{Link: sysctl.Link, RPFilter: is}), "+ "+sysctl.String())
+	}
+	for name, value := range before {
+		if slices.ContainsFunc(want.Sysctls, func(s Sysctl) bool { return s.Link == name }) {
+			continue
+		}
+		link, err := netlink.LinkByName(name)
+		if err == nil {
+			err = setRPFilter(link, value)
+		}
+		if err := ignoring(gone, err, "put back rp_filter of %s", name); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, k.tables.forget(name, value))
+		changes = append(changes, "+ "+Sysctl{Link: name, RPFilter: value}.String())
+	}
+	return changes, errors.Join(errs...)
+}
+
+// ---- conversions
+
+func family(v6 bool) int {
+	if v6 {
+		return netlink.FAMILY_V6
+	}
+	return netlink.FAMILY_V4
+}
+
+func defaultRoute(v6 bool) netip.Prefix {
+	if v6 {
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+}
+
+func toIPNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func toPrefix(n *net.IPNet) netip.Prefix {
+	addr, _ := netip.AddrFromSlice(n.IP)
+	bits, size := n.Mask.Size()
+	addr = addr.Unmap()
+	if addr.Is4() && size == 128 {
+		bits -= 96
+	}
+	return netip.PrefixFrom(addr, bits)
+}

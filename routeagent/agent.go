@@ -1,0 +1,391 @@
+package routeagent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/internal/cables"
+	"github.com/fastnet-io/fastnet/internal/converge"
+	"github.com/fastnet-io/fastnet/internal/debug"
+	"github.com/fastnet-io/fastnet/internal/kube"
+	"github.com/fastnet-io/fastnet/internal/netstate"
+	"github.com/fastnet-io/fastnet/internal/uninstall"
+)
+
+// DaemonSet that runs the route agent, in the namespace fastnet-system.
+const DaemonSet = "fastnet-routeagent"
+
+// Times of the daemon.
+const (
+	// resync finds what no watch tells of: a rule that somebody put before ours.
+	resync = 10 * time.Second
+	// backoff after a failed round, at first.
+	backoff = 200 * time.Millisecond
+	// parting is how long the daemon may take, once told to stop, to find out whether it will come back and to clean
+	// up if not: well inside the 30 seconds that a pod has.
+	parting = 20 * time.Second
+)
+
+// Config of the daemon.
+type Config struct {
+	// Kubeconfig file; empty is the pod's service account.
+	Kubeconfig string
+	ClusterID  string
+	// Node is this node's name.
+	Node string
+	// Prefixes are this cluster's pod and service CIDRs, both families.
+	Prefixes    []string
+	Mode        Mode
+	HTTPAddress string
+	Log         *slog.Logger
+}
+
+// Validate reports every problem of the configuration.
+func (c Config) Validate() error {
+	var problems []error
+	if c.ClusterID == "" {
+		problems = append(problems, errors.New("--cluster-id is empty"))
+	}
+	if c.Node == "" {
+		problems = append(problems, errors.New("--node is empty, and so is NODE_NAME"))
+	}
+	if len(c.Prefixes) == 0 {
+		problems = append(problems, errors.New("--prefixes is empty"))
+	}
+	if _, err := cables.ParsePrefixes(c.Prefixes); err != nil {
+		problems = append(problems, fmt.Errorf("--prefixes: %w", err))
+	}
+	if !slices.Contains([]Mode{ModeAuto, ModeDirect, ModeTunnel}, c.Mode) {
+		problems = append(problems, fmt.Errorf("--mode %q is not auto, direct or tunnel", c.Mode))
+	}
+	if c.Log == nil {
+		problems = append(problems, errors.New("no log"))
+	}
+	return errors.Join(problems...)
+}
+
+// Run keeps this node's routes until the context ends. Then it finds out whether the daemon was removed for good, and
+// takes everything away if so; else all stays, and traffic flows on while a new process starts.
+func Run(ctx context.Context, c Config) error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	prefixes, err := cables.ParsePrefixes(c.Prefixes)
+	if err != nil {
+		return err
+	}
+	config, err := kube.Config(c.Kubeconfig, "fastnet-routeagent")
+	if err != nil {
+		return err
+	}
+	scheme, err := kube.Scheme()
+	if err != nil {
+		return err
+	}
+	objects, err := cache.New(config, cache.Options{
+		Scheme:                      scheme,
+		ReaderFailOnMissingInformer: true,
+		ByObject: map[client.Object]cache.ByObject{
+			&v1alpha1.Endpoint{}: {Namespaces: map[string]cache.Config{v1alpha1.Namespace: {}}},
+			&corev1.Node{}:       {Transform: slimNode},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("cache: %w", err)
+	}
+	tables, err := netstate.NewTables(netstate.Detect(), ChainPrefix)
+	if err != nil {
+		return err
+	}
+	agent := newAgent(c, prefixes, objects, tables)
+	loop, err := converge.New(converge.Config{Name: "routes", Round: agent.round, Resync: resync, Backoff: backoff, Log: c.Log})
+	if err != nil {
+		return err
+	}
+	c.Log.Info("route agent starts", "cluster", c.ClusterID, "node", c.Node, "mode", c.Mode, "prefixes", prefixes, "iptables", tables.Backend)
+
+	group, running := errgroup.WithContext(ctx)
+	group.Go(func() error { return objects.Start(running) })
+	if err := watch(running, objects, loop.Poke); err != nil {
+		return err
+	}
+	server := debug.Server{Address: c.HTTPAddress, Gatherer: agent.metrics.registry, Ready: agent.ready, Plan: agent.text}
+	group.Go(func() error { return server.Run(running) })
+	group.Go(func() error {
+		netstate.KeepWatching(running, "fastnet-", Table, loop.Poke, func(err error) { c.Log.Warn("lost sight of the kernel", "error", err) })
+		return nil
+	})
+	group.Go(func() error {
+		// Not one route is touched before all that is known has arrived: what an earlier process has made stays.
+		if !objects.WaitForCacheSync(running) {
+			return nil
+		}
+		if other := tables.Other(); other != nil {
+			if swept, err := other.Sweep(running); err != nil || len(swept) > 0 {
+				c.Log.Info("swept chains of the other iptables back end", "backend", other.Backend, "changes", swept, "error", err)
+			}
+		}
+		loop.Run(running)
+		return nil
+	})
+	err = group.Wait()
+	if ctx.Err() == nil {
+		return err // failed: a new process will go on with what is there
+	}
+	return part(config, c)
+}
+
+// part decides what the end of the process means.
+func part(config *rest.Config, c Config) error {
+	ctx, cancel := context.WithTimeout(context.Background(), parting)
+	defer cancel()
+	asking, stop := context.WithTimeout(ctx, parting/2)
+	defer stop()
+	reason, err := uninstall.Reason(asking, config, uninstall.Question{DaemonSet: DaemonSet, Node: c.Node})
+	if reason == "" {
+		c.Log.Info("route agent ends, its routes stay", "error", err)
+		return nil
+	}
+	c.Log.Info("route agent is uninstalled", "reason", reason)
+	return Cleanup(ctx, c.Log)
+}
+
+// Cleanup takes everything away that a route agent has ever made on this node.
+func Cleanup(ctx context.Context, log *slog.Logger) error {
+	tables, err := netstate.NewTables(netstate.Detect(), ChainPrefix)
+	if err != nil {
+		return err
+	}
+	changes, err := netstate.New(Scope, tables).Apply(ctx, netstate.State{})
+	if other := tables.Other(); other != nil {
+		more, sweepErr := netstate.New(netstate.Scope{ChainPrefix: ChainPrefix}, other).Apply(ctx, netstate.State{})
+		changes, err = append(changes, more...), errors.Join(err, sweepErr)
+	}
+	log.Info("node cleaned", "changes", changes)
+	return err
+}
+
+// watch starts the watches. A Node is written every few minutes by its kubelet; only what a plan reads pokes.
+func watch(ctx context.Context, objects cache.Cache, poke func()) error {
+	if err := kube.PokeOn(ctx, objects, poke, &v1alpha1.Endpoint{}); err != nil {
+		return err
+	}
+	informer, err := objects.GetInformer(ctx, &corev1.Node{}, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watch nodes: %w", err)
+	}
+	_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { poke() },
+		DeleteFunc: func(any) { poke() },
+		UpdateFunc: func(before, after any) {
+			old, okOld := before.(*corev1.Node)
+			is, okIs := after.(*corev1.Node)
+			if !okOld || !okIs || fmt.Sprint(toNode(old)) != fmt.Sprint(toNode(is)) {
+				poke()
+			}
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("watch nodes: %w", err)
+	}
+	return nil
+}
+
+// slimNode keeps of a Node what toNode reads.
+func slimNode(object any) (any, error) {
+	node, ok := object.(*corev1.Node)
+	if !ok {
+		return object, nil
+	}
+	return &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: node.Name, UID: node.UID, ResourceVersion: node.ResourceVersion},
+		Spec:       corev1.NodeSpec{PodCIDR: node.Spec.PodCIDR, PodCIDRs: node.Spec.PodCIDRs},
+		Status:     corev1.NodeStatus{Addresses: node.Status.Addresses},
+	}, nil
+}
+
+func toNode(node *corev1.Node) Node {
+	n := Node{Name: node.Name}
+	for _, address := range node.Status.Addresses {
+		if addr, err := netip.ParseAddr(address.Address); err == nil && address.Type == corev1.NodeInternalIP {
+			n.Addresses = append(n.Addresses, addr)
+		}
+	}
+	for _, text := range node.Spec.PodCIDRs {
+		if prefix, err := netip.ParsePrefix(text); err == nil {
+			n.PodPrefixes = append(n.PodPrefixes, prefix)
+		}
+	}
+	return n
+}
+
+// agent is the running daemon.
+type agent struct {
+	config   Config
+	prefixes []netip.Prefix
+	objects  client.Reader
+	tables   *netstate.Tables
+	kernel   *netstate.Kernel
+	metrics  *metrics
+
+	mu   sync.Mutex // guards last
+	last outcome
+}
+
+// outcome of the last round.
+type outcome struct {
+	at       time.Time
+	snapshot Snapshot
+	desired  Desired
+	changes  []string // of the last round that made any
+	changed  time.Time
+	err      error
+	done     bool // some round has succeeded
+}
+
+func newAgent(c Config, prefixes []netip.Prefix, objects client.Reader, tables *netstate.Tables) *agent {
+	return &agent{config: c, prefixes: prefixes, objects: objects, tables: tables, kernel: netstate.New(Scope, tables), metrics: newMetrics()}
+}
+
+func (a *agent) snapshot(ctx context.Context) (Snapshot, error) {
+	s := Snapshot{ClusterID: a.config.ClusterID, Node: a.config.Node, Prefixes: a.prefixes, Mode: a.config.Mode}
+	var endpoints v1alpha1.EndpointList
+	if err := a.objects.List(ctx, &endpoints, client.InNamespace(v1alpha1.Namespace)); err != nil {
+		return s, fmt.Errorf("list endpoints: %w", err)
+	}
+	s.Endpoints = endpoints.Items
+	slices.SortFunc(s.Endpoints, func(a, b v1alpha1.Endpoint) int { return strings.Compare(a.Name, b.Name) })
+	var nodes corev1.NodeList
+	if err := a.objects.List(ctx, &nodes); err != nil {
+		return s, fmt.Errorf("list nodes: %w", err)
+	}
+	for i := range nodes.Items {
+		s.Nodes = append(s.Nodes, toNode(&nodes.Items[i]))
+	}
+	slices.SortFunc(s.Nodes, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
+	loosened, err := a.tables.Remembered()
+	if err != nil {
+		return s, err
+	}
+	return s, s.kernel(loosened)
+}
+
+func (a *agent) round(ctx context.Context) error {
+	start := time.Now()
+	snapshot, err := a.snapshot(ctx)
+	var desired Desired
+	var changes []string
+	if err == nil {
+		desired = Plan(snapshot)
+		changes, err = a.kernel.Apply(ctx, desired.State)
+	}
+	a.mu.Lock()
+	if len(changes) > 0 {
+		a.last.changes, a.last.changed = changes, start
+	}
+	if err == nil && !slices.Equal(a.last.desired.Problems, desired.Problems) {
+		a.config.Log.Warn("problems", "problems", desired.Problems)
+	}
+	a.last.at, a.last.snapshot, a.last.desired, a.last.err = start, snapshot, desired, err
+	a.last.done = a.last.done || err == nil
+	a.mu.Unlock()
+	if len(changes) > 0 {
+		a.config.Log.Info("node changed", "changes", changes, "took", time.Since(start).Round(time.Millisecond))
+	}
+	a.metrics.observe(time.Since(start), desired, len(changes), err)
+	return err
+}
+
+func (a *agent) ready() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.last.done {
+		return errors.Join(errors.New("no round has succeeded yet"), a.last.err)
+	}
+	return nil
+}
+
+// text is the debug page.
+func (a *agent) text() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var b strings.Builder
+	fmt.Fprintf(&b, "# last round %s, error: %v\n\n# snapshot\n%s\n# desired\n%s", a.last.at.Format(time.RFC3339Nano), a.last.err, a.last.snapshot, a.last.desired.State.Text(Scope))
+	for _, problem := range a.last.desired.Problems {
+		fmt.Fprintf(&b, "problem: %s\n", problem)
+	}
+	fmt.Fprintf(&b, "\n# last change %s\n%s\n", a.last.changed.Format(time.RFC3339Nano), strings.Join(a.last.changes, "\n"))
+	return b.String()
+}
+
+type metrics struct {
+	registry *prometheus.Registry
+	rounds   *prometheus.CounterVec
+	took     prometheus.Histogram
+	changes  prometheus.Counter
+	routes   *prometheus.GaugeVec
+	problems prometheus.Gauge
+}
+
+func newMetrics() *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		rounds: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fastnet_routeagent_rounds_total",
+			Help: "Rounds of looking, planning and applying, by result."}, []string{"result"}),
+		took: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fastnet_routeagent_round_duration_seconds",
+			Help: "Time that a round took.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 11)}),
+		changes: prometheus.NewCounter(prometheus.CounterOpts{Name: "fastnet_routeagent_changes_total",
+			Help: "Changes made to the kernel: links, neighbours, routes, rules, iptables rules, sysctls."}),
+		routes: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "fastnet_routeagent_routes",
+			Help: "Routes to other clusters, by path: gateway (this node is it), direct, tunnel, blackhole (no path)."}, []string{"path"}),
+		problems: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fastnet_routeagent_problems",
+			Help: "Problems that the plan names; /debug/plan says which."}),
+	}
+	m.registry.MustRegister(m.rounds, m.took, m.changes, m.routes, m.problems)
+	return m
+}
+
+func (m *metrics) observe(took time.Duration, desired Desired, changes int, err error) {
+	m.took.Observe(took.Seconds())
+	m.changes.Add(float64(changes))
+	if err != nil {
+		m.rounds.WithLabelValues("failure").Inc()
+		return
+	}
+	m.rounds.WithLabelValues("success").Inc()
+	m.problems.Set(float64(len(desired.Problems)))
+	counts := map[string]float64{"gateway": 0, "direct": 0, "tunnel": 0, "blackhole": 0}
+	for _, route := range desired.State.Routes {
+		switch {
+		case route.Blackhole:
+			counts["blackhole"]++ // one stands behind every route
+		case route.Dev == cables.WireGuardLink:
+			counts["gateway"]++
+		case route.Dev == LinkVXLAN:
+			counts["tunnel"]++
+		default:
+			counts["direct"]++
+		}
+	}
+	counts["blackhole"] -= counts["gateway"] + counts["direct"] + counts["tunnel"]
+	for path, count := range counts {
+		m.routes.WithLabelValues(path).Set(count)
+	}
+}

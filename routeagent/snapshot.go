@@ -1,0 +1,149 @@
+package routeagent
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/internal/netstate"
+)
+
+// Snapshot is all that a plan depends on.
+type Snapshot struct {
+	ClusterID, Node string
+	// Prefixes of this cluster.
+	Prefixes []netip.Prefix
+	Mode     Mode
+	// Endpoints, own and mirrored, and Nodes of this cluster, both sorted by name.
+	Endpoints []v1alpha1.Endpoint
+	Nodes     []Node
+	// Links of the kernel, sorted by name.
+	Links []Link
+	// RPFilterAll is net.ipv4.conf.all.rp_filter.
+	RPFilterAll int
+	// IPv6 is switched on in the kernel.
+	IPv6                     bool
+	ForwardIPv4, ForwardIPv6 bool
+}
+
+// Node of this cluster.
+type Node struct {
+	Name string
+	// Addresses are its InternalIPs, the primary first.
+	Addresses []netip.Addr
+	// PodPrefixes are the ranges of its own pods, where the cluster assigns such.
+	PodPrefixes []netip.Prefix
+}
+
+func (n Node) has(v6 bool) bool {
+	return slices.ContainsFunc(n.Addresses, func(a netip.Addr) bool { return a.Is6() == v6 })
+}
+
+// Link of the kernel.
+type Link struct {
+	Name, Kind string
+	MTU        int
+	// Addresses, without link-local ones.
+	Addresses []netip.Prefix
+	RPFilter  int
+	// Loosened: we have set its RPFilter.
+	Loosened bool
+}
+
+func (s Snapshot) node(name string) *Node {
+	for i := range s.Nodes {
+		if s.Nodes[i].Name == name {
+			return &s.Nodes[i]
+		}
+	}
+	return nil
+}
+
+func (s Snapshot) link(name string) *Link {
+	for i := range s.Links {
+		if s.Links[i].Name == name {
+			return &s.Links[i]
+		}
+	}
+	return nil
+}
+
+func (s Snapshot) nodeAddresses() (addresses []netip.Addr) {
+	for _, node := range s.Nodes {
+		addresses = append(addresses, node.Addresses...)
+	}
+	return addresses
+}
+
+// String is the snapshot for the debug page.
+func (s Snapshot) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "cluster %s, node %s, mode %s, CIDRs %v\n", s.ClusterID, s.Node, s.Mode, s.Prefixes)
+	fmt.Fprintf(&b, "kernel: forwards IPv4 %t, IPv6 %t; has IPv6 %t; rp_filter of all %d\n", s.ForwardIPv4, s.ForwardIPv6, s.IPv6, s.RPFilterAll)
+	for _, endpoint := range s.Endpoints {
+		fmt.Fprintf(&b, "endpoint %s: cluster %s, node %s, addresses %v, port %d, CIDRs %v\n",
+			endpoint.Name, endpoint.Spec.ClusterID, endpoint.Spec.Node, endpoint.Spec.Addresses, endpoint.Spec.Port, endpoint.Spec.Prefixes)
+	}
+	for _, node := range s.Nodes {
+		fmt.Fprintf(&b, "node %s: addresses %v, pods %v\n", node.Name, node.Addresses, node.PodPrefixes)
+	}
+	for _, link := range s.Links {
+		fmt.Fprintf(&b, "link %s: %s, mtu %d, addresses %v, rp_filter %d\n", link.Name, link.Kind, link.MTU, link.Addresses, link.RPFilter)
+	}
+	return b.String()
+}
+
+// kernel fills in what the kernel knows. Links without an address matter only where they are ours, so the pods' ends,
+// of which there are many, are left out.
+func (s *Snapshot) kernel(loosened map[string]int) error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list links: %w", err)
+	}
+	addresses := map[int][]netip.Prefix{}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, addr := range addrs {
+		prefix, err := netip.ParsePrefix(addr.IPNet.String())
+		if err == nil && !prefix.Addr().IsLinkLocalUnicast() && !prefix.Addr().IsLoopback() {
+			addresses[addr.LinkIndex] = append(addresses[addr.LinkIndex], prefix)
+		}
+	}
+	for _, link := range links {
+		name := link.Attrs().Name
+		if len(addresses[link.Attrs().Index]) == 0 && !strings.HasPrefix(name, "fastnet-") && link.Type() == "veth" || name == "lo" {
+			continue
+		}
+		rpFilter, err := netstate.RPFilter(name)
+		if err != nil {
+			continue // it went away between the two looks
+		}
+		_, ours := loosened[name]
+		s.Links = append(s.Links, Link{
+			Name: name, Kind: link.Type(), MTU: link.Attrs().MTU, Addresses: addresses[link.Attrs().Index],
+			RPFilter: rpFilter, Loosened: ours,
+		})
+	}
+	slices.SortFunc(s.Links, func(a, b Link) int { return strings.Compare(a.Name, b.Name) })
+	if s.RPFilterAll, err = netstate.RPFilter("all"); err != nil {
+		return err
+	}
+	s.ForwardIPv4 = procOne("/proc/sys/net/ipv4/ip_forward")
+	s.ForwardIPv6 = procOne("/proc/sys/net/ipv6/conf/all/forwarding")
+	if _, err := os.Stat("/proc/sys/net/ipv6/conf/all/disable_ipv6"); err == nil {
+		s.IPv6 = !procOne("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+	}
+	return nil
+}
+
+func procOne(path string) bool {
+	text, err := os.ReadFile(path)
+	return err == nil && strings.TrimSpace(string(text)) == "1"
+}
