@@ -180,5 +180,5 @@ func programName(p processInfo) string {
 
 // processes lists everything that runs on the node, pods too, the init first: they are in its control groups.
 func (n *Node) processes() ([]processInfo, error) {
-	return processes(func(folder string) bool { return inNodeGroup(folder, n.name) })
+	return groupProcesses(n.name)
 }

@@ -94,12 +94,16 @@ func (l *Lab) imageTemplate(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	folder := filepath.Join(StateDir, "images")
+	const name = "images"
+	// An earlier `up` may have been killed while it was at this.
+	if err := endAll(ctx, func() ([]processInfo, error) { return groupProcesses(name) }); err != nil {
+		return "", err
+	}
+	folder := filepath.Join(StateDir, name)
 	if err := os.RemoveAll(folder); err != nil {
 		return "", err
 	}
 	store := filepath.Join(folder, "var/lib/containerd")
-	const name = "images"
 	if err := applyCgroups(l.groups.plan(name)); err != nil {
 		return "", err
 	}

@@ -158,13 +158,16 @@ func inode(path string) (uint64, error) {
 }
 
 // endProcesses kills everything of the lab and waits until it is gone.
-func endProcesses(ctx context.Context) error {
+func endProcesses(ctx context.Context) error { return endAll(ctx, ownedProcesses) }
+
+// endAll kills the processes that list gives, and waits until it gives none.
+func endAll(ctx context.Context, list func() ([]processInfo, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var left []processInfo
 	err := poll(ctx, 50*time.Millisecond, func() (bool, error) {
 		var err error
-		if left, err = ownedProcesses(); err != nil || len(left) == 0 {
+		if left, err = list(); err != nil || len(left) == 0 {
 			return len(left) == 0, err
 		}
 		var errs []error
@@ -177,6 +180,11 @@ func endProcesses(ctx context.Context) error {
 		return fmt.Errorf("%d processes do not end, the first is %d %v", len(left), left[0].PID, left[0].args)
 	}
 	return err
+}
+
+// groupProcesses lists everything in a node's control groups, pods too, the init first.
+func groupProcesses(node string) ([]processInfo, error) {
+	return processes(func(folder string) bool { return inNodeGroup(folder, node) })
 }
 
 // inNodeGroup says whether a process, given by its folder in /proc, is in a control group of that node.
