@@ -28,16 +28,20 @@ import (
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 )
 
-const (
-	retryAfterError   = time.Second
-	retryAfterRefusal = 3 * time.Second  // no such resource, or no right to it: a person has to do something first
-	repeatLog         = 30 * time.Second // how often a failure that lasts is logged
-)
+// repeatLog is how often a failure that lasts is logged.
+const repeatLog = 30 * time.Second
+
+// pace is how soon failed requests are tried again.
+type pace struct {
+	afterError   time.Duration
+	afterRefusal time.Duration // no such resource, or no right to it: a person has to do something first
+}
 
 // source reads one API server into one world, for all stanzas that name it.
 type source struct {
 	world    *world
 	config   *rest.Config
+	pace     pace
 	property bool // whether somebody needs the ClusterProperty
 
 	mu      sync.Mutex
@@ -56,6 +60,7 @@ func newSource(config *rest.Config) (*source, error) {
 	}
 	return &source{
 		config: config,
+		pace:   pace{afterError: time.Second, afterRefusal: 3 * time.Second},
 		world:  newWorld(resourceImports, resourceSlices, resourceNamespaces, resourceGateways),
 	}, nil
 }
@@ -202,7 +207,7 @@ func (s *source) watches() ([]*resourceWatch, error) {
 		})
 	}
 	for _, rw := range watches {
-		rw.world = w
+		rw.world, rw.pace = w, s.pace
 		rw.resource = rw.store.kind()
 	}
 	return watches, nil
@@ -268,6 +273,7 @@ type resourceWatch struct {
 	versions []*cache.ListWatch // tried in turn where the API server does not know one
 	example  runtime.Object
 	store    store
+	pace     pace
 
 	mu     sync.Mutex
 	logged time.Time // when the failure that lasts was logged; zero where there is none
@@ -280,7 +286,7 @@ func (rw *resourceWatch) run(ctx context.Context) {
 		reflector := rw.reflector(rw.versions[version])
 		for ctx.Err() == nil {
 			err := reflector.ListAndWatchWithContext(ctx)
-			pause := retryAfterError
+			pause := rw.pace.afterError
 			switch {
 			case err == nil:
 				unknown = 0
@@ -292,9 +298,9 @@ func (rw *resourceWatch) run(ctx context.Context) {
 				}
 				unknown = 0
 				rw.world.missing(rw.resource)
-				pause = retryAfterRefusal
+				pause = rw.pace.afterRefusal
 			case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
-				pause = retryAfterRefusal
+				pause = rw.pace.afterRefusal
 			}
 			if pause > 0 && err != nil {
 				rw.failed(err)
@@ -329,7 +335,7 @@ func (rw *resourceWatch) reflector(lw *cache.ListWatch) *cache.Reflector {
 		Name:            "lighthouse/" + string(rw.resource),
 		TypeDescription: string(rw.resource),
 		Logger:          &logger,
-		Backoff:         &wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 5, Cap: 2 * time.Second},
+		Backoff:         &wait.Backoff{Duration: rw.pace.afterError / 5, Factor: 2, Jitter: 0.5, Steps: 5, Cap: 2 * rw.pace.afterError},
 	})
 }
 
