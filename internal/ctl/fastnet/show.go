@@ -1,0 +1,305 @@
+package fastnet
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/internal/ctl"
+)
+
+// view is what show prints: of -o json and yaml, these are the fields.
+type view struct {
+	Clusters    []clusterRow    `json:"clusters,omitempty"`
+	Connections []connectionRow `json:"connections,omitempty"`
+	Exports     []exportRow     `json:"exports,omitempty"`
+	Imports     []importRow     `json:"imports,omitempty"`
+	Problems    []string        `json:"problems,omitempty"`
+}
+
+type clusterRow struct {
+	ClusterID string   `json:"clusterID"`
+	Local     bool     `json:"local,omitempty"`
+	State     string   `json:"state"` // local, or that of its best cable
+	Gateways  []string `json:"gateways"`
+	Prefixes  []string `json:"prefixes"`
+}
+
+type connectionRow struct {
+	Gateway         string      `json:"gateway"` // the local node
+	ClusterID       string      `json:"clusterID"`
+	Endpoint        string      `json:"endpoint"`
+	Driver          string      `json:"driver"`
+	PeerAddress     string      `json:"peerAddress,omitempty"`
+	State           string      `json:"state"`
+	RTTMilliseconds string      `json:"rttMilliseconds,omitempty"`
+	Since           metav1.Time `json:"since"`
+}
+
+type exportRow struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	Valid     string `json:"valid"`
+	Ready     string `json:"ready"`
+	Conflict  string `json:"conflict"`
+}
+
+type importRow struct {
+	Namespace string   `json:"namespace"`
+	Name      string   `json:"name"`
+	Type      string   `json:"type"`
+	IPs       []string `json:"ips,omitempty"`
+	Ports     []string `json:"ports,omitempty"`
+	Clusters  []string `json:"clusters"`
+}
+
+func newShow(o *options) *cobra.Command {
+	var output string
+	things := []string{"clusters", "connections", "services", "all"}
+	command := &cobra.Command{
+		Use:   "show [clusters|connections|services|all]",
+		Short: "Show the clusterset as this cluster sees it",
+		Long: `Show the clusterset as this cluster sees it.
+
+  clusters     the clusters known here: their gateways, their ranges, and whether a tunnel to them is up
+  connections  every tunnel of this cluster's gateways: state, round-trip time, since when
+  services     what this cluster exports and imports
+  all          all of these (the default)`,
+		ValidArgs: things,
+		Args:      ctl.Args(cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs)),
+		RunE: func(command *cobra.Command, args []string) error {
+			if !slices.Contains([]string{"", "json", "yaml"}, output) {
+				return ctl.Usagef("--output %q: want json or yaml", output)
+			}
+			what := "all"
+			if len(args) > 0 {
+				what = args[0]
+			}
+			ctx := command.Context()
+			c, err := o.local(ctx)
+			if err != nil {
+				return err
+			}
+			seen, err := c.look(ctx, what)
+			if err != nil {
+				return err
+			}
+			return seen.print(o.Out, o.ErrOut, what, output, time.Now())
+		},
+	}
+	command.Flags().StringVarP(&output, "output", "o", "", "Output format: json or yaml")
+	return command
+}
+
+// look gathers what there is to show.
+func (c *cluster) look(ctx context.Context, what string) (view, error) {
+	var seen view
+	properties, err := c.properties(ctx)
+	if err != nil {
+		return seen, err
+	}
+	id := properties[v1alpha1.ClusterPropertyID]
+	if id == "" {
+		return seen, fmt.Errorf("this cluster is in no clusterset: kubectl fastnet join")
+	}
+	var endpoints v1alpha1.EndpointList
+	var gateways v1alpha1.GatewayList
+	var exports mcsv1beta1.ServiceExportList
+	var imports mcsv1beta1.ServiceImportList
+	for _, list := range []struct {
+		kind    string
+		objects client.ObjectList
+		options []client.ListOption
+	}{
+		{"Endpoints", &endpoints, []client.ListOption{client.InNamespace(v1alpha1.Namespace)}},
+		{"Gateways", &gateways, []client.ListOption{client.InNamespace(v1alpha1.Namespace)}},
+		{"ServiceExports", &exports, nil},
+		{"ServiceImports", &imports, nil},
+	} {
+		if err := c.List(ctx, list.objects, list.options...); err != nil {
+			if meta.IsNoMatchError(err) {
+				return seen, fmt.Errorf("the CRD for %s is missing from this cluster: kubectl fastnet join brings it", list.kind)
+			}
+			return seen, ctl.Explain("list "+list.kind, err)
+		}
+	}
+	if what == "clusters" || what == "all" {
+		seen.Clusters = clusterRows(id, endpoints.Items, gateways.Items)
+	}
+	if what == "connections" || what == "all" {
+		seen.Connections, seen.Problems = connectionRows(gateways.Items)
+	}
+	if what == "services" || what == "all" {
+		seen.Exports, seen.Imports = exportRows(exports.Items), importRows(imports.Items)
+	}
+	return seen, nil
+}
+
+func clusterRows(local string, endpoints []v1alpha1.Endpoint, gateways []v1alpha1.Gateway) []clusterRow {
+	best := map[string]v1alpha1.CableState{}
+	rank := map[v1alpha1.CableState]int{v1alpha1.CableDown: 1, v1alpha1.CableConnecting: 2, v1alpha1.CableUp: 3}
+	for _, gateway := range gateways {
+		for _, cable := range gateway.Status.Cables {
+			if rank[cable.State] > rank[best[cable.ClusterID]] {
+				best[cable.ClusterID] = cable.State
+			}
+		}
+	}
+	rows := map[string]*clusterRow{}
+	row := func(id string) *clusterRow {
+		if rows[id] == nil {
+			rows[id] = &clusterRow{ClusterID: id, State: "unknown", Gateways: []string{}, Prefixes: []string{}}
+			if state := best[id]; state != "" {
+				rows[id].State = string(state)
+			}
+		}
+		return rows[id]
+	}
+	row(local).Local, row(local).State = true, "local"
+	prefixes := map[string][]netip.Prefix{}
+	for _, endpoint := range endpoints {
+		id := endpoint.Spec.ClusterID
+		r := row(id)
+		r.Gateways = append(r.Gateways, endpoint.Spec.Node)
+		prefixes[id] = append(prefixes[id], parsePrefixes(strings.Join(endpoint.Spec.Prefixes, ","))...)
+	}
+	var sorted []clusterRow
+	for id, r := range rows {
+		slices.Sort(r.Gateways)
+		r.Prefixes = prefixStrings(compact(prefixes[id]))
+		sorted = append(sorted, *r)
+	}
+	slices.SortFunc(sorted, func(a, b clusterRow) int { return strings.Compare(a.ClusterID, b.ClusterID) })
+	return sorted
+}
+
+func connectionRows(gateways []v1alpha1.Gateway) (rows []connectionRow, problems []string) {
+	for _, gateway := range gateways {
+		for _, problem := range gateway.Status.Problems {
+			problems = append(problems, gateway.Name+": "+problem)
+		}
+		for _, cable := range gateway.Status.Cables {
+			driver := cable.Driver
+			if gateway.Status.Driver != "" && strings.HasPrefix(gateway.Status.Driver, driver) {
+				driver = gateway.Status.Driver // with its implementation
+			}
+			rows = append(rows, connectionRow{
+				Gateway: gateway.Name, ClusterID: cable.ClusterID, Endpoint: cable.Endpoint, Driver: driver,
+				PeerAddress: cable.PeerAddress, State: string(cable.State), RTTMilliseconds: cable.RTTMilliseconds, Since: cable.Since,
+			})
+		}
+	}
+	slices.SortFunc(rows, func(a, b connectionRow) int {
+		return strings.Compare(a.Gateway+" "+a.ClusterID+" "+a.Endpoint, b.Gateway+" "+b.ClusterID+" "+b.Endpoint)
+	})
+	slices.Sort(problems)
+	return rows, problems
+}
+
+func exportRows(exports []mcsv1beta1.ServiceExport) []exportRow {
+	var rows []exportRow
+	for _, export := range exports {
+		rows = append(rows, exportRow{
+			Namespace: export.Namespace, Name: export.Name,
+			Valid:    ctl.ConditionCell(export.Status.Conditions, string(mcsv1beta1.ServiceExportConditionValid), metav1.ConditionTrue),
+			Ready:    ctl.ConditionCell(export.Status.Conditions, string(mcsv1beta1.ServiceExportConditionReady), metav1.ConditionTrue),
+			Conflict: ctl.ConditionCell(export.Status.Conditions, string(mcsv1beta1.ServiceExportConditionConflict), metav1.ConditionFalse),
+		})
+	}
+	return rows
+}
+
+func importRows(imports []mcsv1beta1.ServiceImport) []importRow {
+	var rows []importRow
+	for _, imported := range imports {
+		rows = append(rows, importRow{
+			Namespace: imported.Namespace, Name: imported.Name, Type: string(imported.Spec.Type), IPs: imported.Spec.IPs,
+			Ports: ctl.Ports(imported.Spec.Ports), Clusters: ctl.Clusters(imported.Status.Clusters),
+		})
+	}
+	return rows
+}
+
+// print writes the tables, each under a heading where there are several, or the one document that was asked for.
+func (v view) print(out, errOut io.Writer, what, output string, now time.Time) error {
+	switch output {
+	case "json":
+		text, err := json.MarshalIndent(v, "", "  ")
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(out, "%s\n", text)
+		return err
+	case "yaml":
+		text, err := yaml.Marshal(v)
+		if err != nil {
+			return err
+		}
+		_, err = out.Write(text)
+		return err
+	}
+	first := true
+	table := func(empty, header string, rows [][]string) error {
+		if len(rows) == 0 {
+			fmt.Fprintln(errOut, empty)
+			return nil
+		}
+		if !first {
+			fmt.Fprintln(out)
+		}
+		first = false
+		return ctl.Table(out, header, rows)
+	}
+	if what == "clusters" || what == "all" {
+		var rows [][]string
+		for _, r := range v.Clusters {
+			rows = append(rows, []string{r.ClusterID, r.State, ctl.List(r.Gateways), ctl.List(r.Prefixes)})
+		}
+		if err := table("No clusters.", "CLUSTER\tSTATE\tGATEWAYS\tCIDRS", rows); err != nil {
+			return err
+		}
+	}
+	if what == "connections" || what == "all" {
+		var rows [][]string
+		for _, r := range v.Connections {
+			rtt := "-"
+			if r.RTTMilliseconds != "" {
+				rtt = r.RTTMilliseconds + "ms"
+			}
+			rows = append(rows, []string{r.Gateway, r.ClusterID, r.Endpoint, r.Driver, ctl.Dash(r.PeerAddress), r.State, rtt, ctl.Age(r.Since, now)})
+		}
+		if err := table("No connections: no gateway of this cluster has found one of another.", "GATEWAY\tCLUSTER\tENDPOINT\tDRIVER\tPEER\tSTATE\tRTT\tSINCE", rows); err != nil {
+			return err
+		}
+		for _, problem := range v.Problems {
+			fmt.Fprintln(out, "Problem at gateway "+problem)
+		}
+	}
+	if what == "services" || what == "all" {
+		var exports, imports [][]string
+		for _, r := range v.Exports {
+			exports = append(exports, []string{r.Namespace, r.Name, r.Valid, r.Ready, r.Conflict})
+		}
+		for _, r := range v.Imports {
+			imports = append(imports, []string{r.Namespace, r.Name, r.Type, ctl.List(r.IPs), ctl.List(r.Clusters), ctl.List(r.Ports)})
+		}
+		if err := table("No service is exported from this cluster.", "NAMESPACE\tEXPORT\tVALID\tREADY\tCONFLICT", exports); err != nil {
+			return err
+		}
+		return table("No service is imported into this cluster.", "NAMESPACE\tIMPORT\tTYPE\tIPS\tCLUSTERS\tPORTS", imports)
+	}
+	return nil
+}
