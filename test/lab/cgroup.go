@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // cgroupName is the one control group, in every hierarchy, below which all groups of the lab are.
@@ -188,11 +190,11 @@ func (c cgroups) procsFiles(node string) []string {
 	return files
 }
 
-// groups is the top groups of the lab that exist, one a hierarchy.
-func (c cgroups) groups() []string {
+// groups is those of the lab's groups that exist, one a hierarchy: a node's, or the top ones for node "".
+func (c cgroups) groups(node string) []string {
 	var existing []string
 	for _, mount := range c.mounts() {
-		path := filepath.Join(mount, cgroupName)
+		path := filepath.Join(mount, cgroupName, node)
 		if _, err := os.Stat(path); err == nil {
 			existing = append(existing, path)
 		}
@@ -200,11 +202,11 @@ func (c cgroups) groups() []string {
 	return existing
 }
 
-// remove takes away all groups of the lab, the deepest first. Groups whose last process has just ended may be busy for a
-// moment: the caller tries again.
-func (c cgroups) remove() error {
+// remove takes away all groups of a node, or of the lab for node "", the deepest first. Groups whose last process has
+// just ended may be busy for a moment: the caller tries again.
+func (c cgroups) remove(node string) error {
 	var errs []error
-	for _, top := range c.groups() {
+	for _, top := range c.groups(node) {
 		var folders []string
 		err := filepath.WalkDir(top, func(path string, entry fs.DirEntry, err error) error {
 			if err == nil && entry.IsDir() {
@@ -223,4 +225,15 @@ func (c cgroups) remove() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// removeAll is remove, again and again until it is done.
+func (c cgroups) removeAll(ctx context.Context, node string) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	var last error
+	if err := poll(ctx, pollInterval, func() (bool, error) { last = c.remove(node); return last == nil, nil }); err != nil {
+		return errors.Join(err, last)
+	}
+	return nil
 }

@@ -90,7 +90,7 @@ func TestCgroupApply(t *testing.T) {
 			t.Errorf("%s = %q, %v; want %q", name, got, err, want)
 		}
 	}
-	if got := len(groups.groups()); got != 2 {
+	if got := len(groups.groups("")); got != 2 {
 		t.Errorf("%d top groups, want 2", got)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -40,11 +39,8 @@ func Down(ctx context.Context, progress func(line string)) error {
 	if err != nil {
 		return err
 	}
-	limited, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	var last error
-	if err := poll(limited, pollInterval, func() (bool, error) { last = groups.remove(); return last == nil, nil }); err != nil {
-		return errors.Join(err, last)
+	if err := groups.removeAll(ctx, ""); err != nil {
+		return err
 	}
 	if err := removeMounts(); err != nil {
 		return err
@@ -120,7 +116,7 @@ func Leftovers() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, group := range groups.groups() {
+	for _, group := range groups.groups("") {
 		found = append(found, "control group "+group)
 	}
 	mounts, err := ownedMounts()

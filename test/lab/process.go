@@ -133,9 +133,19 @@ func ownedProcesses() ([]processInfo, error) {
 		if inOwnGroup(string(groups)) {
 			return true
 		}
-		space, err := inode(filepath.Join(folder, "ns/net"))
-		return err == nil && spaces[space]
+		for space := range spaces {
+			if inNetwork(folder, space) {
+				return true
+			}
+		}
+		return false
 	})
+}
+
+// inNetwork says whether a process, given by its folder in /proc, is in the network namespace of that inode.
+func inNetwork(folder string, space uint64) bool {
+	own, err := inode(filepath.Join(folder, "ns/net"))
+	return err == nil && own == space
 }
 
 // inOwnGroup looks for a group of the lab in the text of /proc/PID/cgroup.

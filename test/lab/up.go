@@ -109,7 +109,7 @@ func (l *Lab) startCluster(ctx context.Context, c *Cluster) error {
 		return err
 	}
 	for _, n := range c.nodes {
-		if err := l.startNode(n, ca); err != nil {
+		if err := l.startNode(ctx, n, ca); err != nil {
 			return fmt.Errorf("start node %s: %w", n.role, err)
 		}
 	}
@@ -219,9 +219,24 @@ func (n *Node) register(ctx context.Context, a *api) error {
 }
 
 // startNode starts the node's init unless it runs.
-func (l *Lab) startNode(n *Node, ca *authority) error {
+func (l *Lab) startNode(ctx context.Context, n *Node, ca *authority) error {
 	if _, runs := n.init(); runs {
 		return nil
+	}
+	// An `up` that was killed between starting an init and recording it has left one of which nobody knows.
+	space, err := inode(filepath.Join(netnsDir, n.space()))
+	if err != nil {
+		return err
+	}
+	strays := func() ([]processInfo, error) {
+		return processes(func(folder string) bool { return inNodeGroup(folder, n.name) || inNetwork(folder, space) })
+	}
+	if err := endAll(ctx, strays); err != nil {
+		return err
+	}
+	// Groups of the containers of an earlier run hold kubelet up for seconds each: it looks for what is in them.
+	if err := l.groups.removeAll(ctx, n.name); err != nil {
+		return err
 	}
 	if err := applyCgroups(l.groups.plan(n.name)); err != nil {
 		return err
