@@ -1,0 +1,77 @@
+package agent
+
+import (
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/fastnet-io/fastnet/internal/broker"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden plans and scripts")
+
+// TestPlans reads testdata/plan/*.txtar: the objects of a cluster and of the broker, and the plan that they lead to. The
+// first line of the comment is the cluster ID, "(broker silent)" where the broker has not answered yet.
+func TestPlans(t *testing.T) {
+	files, err := filepath.Glob("testdata/plan/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no plans", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			archive, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := newWorld(t)
+			text := func(name string) []byte {
+				for _, f := range archive.Files {
+					if f.Name == name {
+						return f.Data
+					}
+				}
+				return nil
+			}
+			first, _, _ := strings.Cut(string(archive.Comment), "\n")
+			cluster, silent := strings.CutSuffix(first, " (broker silent)")
+			both := []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+			w.server(cluster, both, decode(t, w.scheme, text("cluster.yaml"))...)
+			w.server("broker", both, decode(t, w.scheme, text("broker.yaml"))...)
+			a := w.agent(t, cluster)
+			if silent {
+				a.config.View = func() broker.View { return broker.View{} }
+			}
+			_, p, err := a.plan(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := p.String()
+			if *update {
+				if err := setFile(archive, "plan.txt", got, file); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if diff := cmp.Diff(string(text("plan.txt")), got); diff != "" {
+				t.Errorf("the plan differs (-want +got); -update writes it\n%s", diff)
+			}
+		})
+	}
+}
+
+func setFile(archive *txtar.Archive, name, text, path string) error {
+	for i, f := range archive.Files {
+		if f.Name == name {
+			archive.Files[i].Data = []byte(text)
+			return os.WriteFile(path, txtar.Format(archive), 0o644)
+		}
+	}
+	return errors.New("no file " + name)
+}
