@@ -40,6 +40,14 @@ type fakeAPI struct {
 	events  map[string][]fakeEvent
 	drop    int      // counts up to end every watch
 	asked   []string // paths, in the order that they were asked for
+	running int      // watches that run
+}
+
+// watching counts the watches that run.
+func (f *fakeAPI) watching() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.running
 }
 
 // requests gives the paths of all requests so far.
@@ -232,6 +240,7 @@ func (f *fakeAPI) watch(w http.ResponseWriter, r *http.Request, path, selector s
 	since, _ := strconv.Atoi(r.URL.Query().Get("resourceVersion"))
 	f.mu.Lock()
 	drop := f.drop
+	f.running++
 	if initial {
 		for _, o := range f.objects[path] {
 			if selected(o, selector) {
@@ -261,6 +270,7 @@ func (f *fakeAPI) watch(w http.ResponseWriter, r *http.Request, path, selector s
 		}
 		f.mu.Lock()
 	}
+	f.running--
 	f.mu.Unlock()
 }
 

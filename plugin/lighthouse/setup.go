@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"strconv"
 	"time"
 
@@ -69,6 +70,9 @@ func setup(c *caddy.Controller) error {
 	}
 	c.OnShutdown(stop)
 	c.OnFinalShutdown(stop)
+	// A reload that fails half-way, say because a port is taken, drops what it has started without a word to anybody. The
+	// watches do not hold the plugin, so it becomes garbage, and takes them with it.
+	runtime.AddCleanup(l, func(src *source) { go src.stop() }, src)
 
 	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
 		l.Next = next

@@ -2,6 +2,7 @@ package lighthouse
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -342,7 +343,7 @@ func (rw *resourceWatch) reflector(lw *cache.ListWatch) *cache.Reflector {
 // tried takes the outcome of one request.
 func (rw *resourceWatch) tried(ctx context.Context, err error) {
 	switch {
-	case ctx.Err() != nil:
+	case ctx.Err() != nil || errors.Is(err, context.Canceled):
 	case err == nil:
 		rw.recovered()
 	case apierrors.IsNotFound(err) || apierrors.IsBadRequest(err) || apierrors.IsInvalid(err):
