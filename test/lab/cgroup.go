@@ -142,7 +142,7 @@ func (c cgroups) plan(node string) []cgroupStep {
 	return steps
 }
 
-// apply carries out a plan; what is there already stays.
+// applyCgroups carries out a plan; what is there already stays.
 func applyCgroups(steps []cgroupStep) error {
 	for _, step := range steps {
 		if step.Copy == "" {

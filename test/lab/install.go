@@ -2,11 +2,12 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // install puts Fastnet on the clusters the way its users do: with kubectl-fastnet, the broker in c1, one gateway node
@@ -26,18 +27,30 @@ func (l *Lab) install(ctx context.Context) error {
 	if err := l.run(ctx, tool, "broker", "deploy", "--kubeconfig="+broker.Kubeconfig()); err != nil {
 		return err
 	}
-	for _, c := range l.clusters {
-		l.config.Progress("Fastnet: " + c.name + " joins")
-		invitation := filepath.Join(StateDir, c.name, "invitation.yaml")
-		err := errors.Join(
-			l.run(ctx, tool, "broker", "invite", c.name, "-o", invitation, "--kubeconfig="+broker.Kubeconfig()),
-			l.run(ctx, tool, "join", invitation, "--kubeconfig="+c.Kubeconfig()),
-			os.Remove(invitation)) // it holds a credential and has served its purpose
+	// The roster has one writer, so invitations go one by one; the clusters then join side by side.
+	invitations := make([]string, len(l.clusters))
+	for i, c := range l.clusters {
+		invitations[i] = filepath.Join(StateDir, c.name, "invitation.yaml")
+		defer os.Remove(invitations[i]) // it holds a credential and has then served its purpose
+		err := l.run(ctx, tool, "broker", "invite", c.name, "--output="+invitations[i], "--kubeconfig="+broker.Kubeconfig())
 		if err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
+			return err
 		}
 	}
-	return nil
+	group, ctx := errgroup.WithContext(ctx)
+	for i, c := range l.clusters {
+		group.Go(func() error {
+			l.config.Progress("Fastnet: " + c.name + " joins")
+			err := l.run(ctx, tool, "join", invitations[i], "--kubeconfig="+c.Kubeconfig(), "--wait",
+				"--prefixes="+c.pods.String()+","+c.services.String())
+			if err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			l.config.Progress("Fastnet: " + c.name + " has joined")
+			return nil
+		})
+	}
+	return group.Wait()
 }
 
 // run runs a built program and gives the last line it printed if it fails.

@@ -282,8 +282,8 @@ func enter(ctx context.Context, prefix, args []string) *exec.Cmd {
 	return cmd
 }
 
-// Target is a place a command runs at, for those who replace their own process with it (an interactive shell): the
-// command line to put before it. The text is CLUSTER/NODE or wan.
+// EnterArgs is the command line to put before a command that is to run at a target, CLUSTER/NODE or wan, for those who
+// replace their own process with it (an interactive shell).
 func (l *Lab) EnterArgs(target string) ([]string, error) {
 	if target == "wan" {
 		return l.WAN().enterArgs(), nil
