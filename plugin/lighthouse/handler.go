@@ -81,8 +81,8 @@ func (l *Lighthouse) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.
 		case dns.TypeSOA:
 			m.answer = []dns.RR{m.soa(m.question)}
 		case dns.TypeNS:
-			m.answer = []dns.RR{&dns.NS{Hdr: m.header(m.question, dns.TypeNS), Ns: nsName + zoneName}}
-			m.extra = l.nsRecords(&m, nsName+zoneName, dns.TypeNone)
+			m.answer = []dns.RR{&dns.NS{Hdr: m.header(m.question, dns.TypeNS), Ns: below(nsName, zoneName)}}
+			m.extra = l.nsRecords(&m, below(nsName, zoneName), dns.TypeNone)
 		}
 		return l.send(state, &m, kindLabelApex)
 
@@ -125,7 +125,7 @@ func (l *Lighthouse) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.
 	case dns.TypeA, dns.TypeAAAA:
 		m.answer = v.addressRecords(&m.builder, a, m.question, qtype)
 	case dns.TypeSRV:
-		m.answer, m.extra = v.serviceRecords(&m.builder, a, q.key+".svc."+zoneName)
+		m.answer, m.extra = v.serviceRecords(&m.builder, a, below(q.key+".svc.", zoneName))
 	}
 	return l.send(state, &m, labelOf(a))
 }
@@ -143,8 +143,8 @@ type reply struct {
 func (m *reply) soa(owner string) dns.RR {
 	return &dns.SOA{
 		Hdr:     dns.RR_Header{Name: owner, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: m.zoneTTL},
-		Ns:      nsName + m.authority,
-		Mbox:    "hostmaster." + m.authority,
+		Ns:      below(nsName, m.authority),
+		Mbox:    below("hostmaster.", m.authority),
 		Serial:  m.serial,
 		Refresh: 7200,
 		Retry:   1800,

@@ -114,3 +114,11 @@ func isBelow(name, ancestor string) bool {
 	n := len(name) - len(ancestor)
 	return n > 1 && name[n-1] == '.' && name[n:] == ancestor
 }
+
+// below joins name, which ends in a dot, and the zone that it lies in. The root is the one zone that adds no letter.
+func below(name, zone string) string {
+	if zone == "." {
+		return name
+	}
+	return name + zone
+}
