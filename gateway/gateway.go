@@ -318,7 +318,7 @@ func (g *gateway) ended(o outcome) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !slices.Equal(o.desired.Problems, g.last.desired.Problems) {
-		g.config.Log.Warn("problems", "problems", o.desired.Problems)
+		g.config.Log.Info("problems changed", "problems", o.desired.Problems)
 	}
 	o.done = o.done || g.last.done
 	g.last = o
@@ -509,7 +509,7 @@ func (g *gateway) writeStatus(ctx context.Context, status v1alpha1.GatewayStatus
 	for _, c := range status.Cables {
 		i := slices.IndexFunc(g.written.Cables, func(old v1alpha1.Cable) bool { return old.Endpoint == c.Endpoint })
 		if i < 0 || g.written.Cables[i].State != c.State {
-			g.config.Log.Info("cable "+string(c.State), "endpoint", c.Endpoint, "peer", c.PeerAddress, "rtt-ms", c.RTTMilliseconds)
+			g.config.Log.Info("cable "+string(c.State), "endpoint", c.Endpoint, "peer", c.PeerAddress)
 		}
 	}
 	g.written, g.writeAt = status, now
@@ -520,7 +520,9 @@ func (g *gateway) writeStatus(ctx context.Context, status v1alpha1.GatewayStatus
 func settled(s v1alpha1.GatewayStatus) v1alpha1.GatewayStatus {
 	s.Cables = slices.Clone(s.Cables)
 	for i := range s.Cables {
-		s.Cables[i].RTTMilliseconds = ""
+		if s.Cables[i].RTTMilliseconds != "" {
+			s.Cables[i].RTTMilliseconds = "known"
+		}
 	}
 	return s
 }

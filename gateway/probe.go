@@ -9,7 +9,10 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/gateway/cable"
@@ -85,19 +88,23 @@ func (t *track) probed(now time.Time) (changed bool) {
 	return changed
 }
 
-// answered notes an answer, and reports whether the state has changed.
+// answered notes an answer, and reports whether somebody should look: the state has changed, or the RTT is known for the
+// first time. Probes that went out before the cable was up have waited for its handshake: their time is no RTT.
 func (t *track) answered(now time.Time, rtt time.Duration) (changed bool) {
 	t.unsettled = 0
 	t.answers++
-	if t.health.RTT == 0 {
-		t.health.RTT = rtt
+	if t.health.State == v1alpha1.CableUp {
+		if t.health.RTT == 0 {
+			t.health.RTT, changed = rtt, true
+		}
+		t.health.RTT += (rtt - t.health.RTT) / 8
 	}
-	t.health.RTT += (rtt - t.health.RTT) / 8
 	if t.health.State == v1alpha1.CableConnecting || t.health.State == v1alpha1.CableDown && t.answers >= upAfter {
 		t.set(v1alpha1.CableUp, now)
-		return true
+		t.health.RTT = 0
+		changed = true
 	}
-	return false
+	return changed
 }
 
 // handshake stands in for probes where there can be none.
@@ -241,7 +248,7 @@ func (p *prober) serve(ctx context.Context, local netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	socket, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(netip.AddrPortFrom(local, ProbePort)))
+	socket, err := listen(ctx, local)
 	if err != nil {
 		return err
 	}
@@ -249,6 +256,25 @@ func (p *prober) serve(ctx context.Context, local netip.Addr) error {
 	go func() { reading <- p.read(socket) }()
 	err = p.ask(ctx, socket, local, device.Index, reading)
 	return errors.Join(err, socket.Close())
+}
+
+// listen on an address of a device. Zones are left out wherever package net would look their names up: it remembers a
+// device's number for a minute, also when there is a new device of the same name.
+func listen(ctx context.Context, local netip.Addr) (*net.UDPConn, error) {
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var bindErr error
+		err := raw.Control(func(fd uintptr) { bindErr = unix.BindToDevice(int(fd), local.Zone()) })
+		return errors.Join(err, bindErr)
+	}}
+	socket, err := config.ListenPacket(ctx, "udp6", netip.AddrPortFrom(local.WithZone(""), ProbePort).String())
+	if err != nil {
+		return nil, err
+	}
+	udp, ok := socket.(*net.UDPConn)
+	if !ok {
+		return nil, errors.Join(errors.New("no UDP socket"), socket.Close())
+	}
+	return udp, nil
 }
 
 func (p *prober) ask(ctx context.Context, socket *net.UDPConn, local netip.Addr, index int, reading <-chan error) error {
@@ -264,7 +290,7 @@ func (p *prober) ask(ctx context.Context, socket *net.UDPConn, local netip.Addr,
 		}
 		for to, packet := range p.questions() {
 			// An error (no key yet, no carrier) is a probe without an answer.
-			_, _ = socket.WriteToUDPAddrPort(packet, netip.AddrPortFrom(to, ProbePort))
+			_, _ = socket.WriteToUDPAddrPort(packet, netip.AddrPortFrom(to.WithZone(""), ProbePort))
 		}
 		select {
 		case <-ctx.Done():
@@ -322,7 +348,7 @@ func (p *prober) read(socket *net.UDPConn) error {
 		switch packet[4] {
 		case kindQuestion:
 			packet[4] = kindAnswer
-			_, _ = socket.WriteToUDPAddrPort(packet, from) // lost answers are what probes are for
+			_, _ = socket.WriteToUDPAddrPort(packet, netip.AddrPortFrom(from.Addr().WithZone(""), from.Port())) // lost answers are what probes are for
 		case kindAnswer:
 			if binary.BigEndian.Uint64(packet[16:]) == p.mark {
 				p.answer(binary.BigEndian.Uint64(packet[8:]), from.Addr(), time.Now())

@@ -301,7 +301,7 @@ func (a *agent) round(ctx context.Context) error {
 		a.last.changes, a.last.changed = changes, start
 	}
 	if err == nil && !slices.Equal(a.last.desired.Problems, desired.Problems) {
-		a.config.Log.Warn("problems", "problems", desired.Problems)
+		a.config.Log.Info("problems changed", "problems", desired.Problems)
 	}
 	a.last.at, a.last.snapshot, a.last.desired, a.last.err = start, snapshot, desired, err
 	a.last.done = a.last.done || err == nil

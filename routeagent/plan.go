@@ -65,6 +65,9 @@ const (
 	// VXLANPort: not 4789 (the standard's, Calico) nor 8472 (the kernel's old one, flannel, Cilium), whose devices would
 	// not let another one listen, nor 4800 (Submariner).
 	VXLANPort = 4801
+	// anchor is the one IPv4 address of the VXLAN device, the same on every node and never in a packet: on a device without
+	// any, the kernel's reverse path filter is strict even where it is set to loose. 250.87 is 0xFA57 once more.
+	anchor = "169.254.250.87/32"
 	// What VXLAN adds: outer IP 20 or 40, UDP 8, VXLAN 8, inner Ethernet 14.
 	vxlanOverhead4 = 50
 	vxlanOverhead6 = 70
@@ -256,7 +259,7 @@ func (p *planner) device() {
 	}
 	p.state.Links = append(p.state.Links, netstate.Link{
 		Name: LinkVXLAN, Kind: netstate.KindVXLAN, MTU: link.MTU - overhead, MAC: tunnelMAC(p.Node),
-		Addresses: []netip.Prefix{netip.PrefixFrom(tunnelAddr(p.Node), 64)},
+		Addresses: []netip.Prefix{netip.MustParsePrefix(anchor), netip.PrefixFrom(tunnelAddr(p.Node), 64)},
 		VXLAN:     netstate.VXLAN{ID: VXLANID, Port: VXLANPort, Local: local},
 	})
 }

@@ -189,6 +189,9 @@ func makeLink(want Link, old *Link) error {
 			continue
 		}
 		addr := &netlink.Addr{IPNet: toIPNet(address)}
+		if address.Addr().Is4() && address.Addr().IsLinkLocalUnicast() {
+			addr.Scope = unix.RT_SCOPE_HOST // never chosen as the source of a packet
+		}
 		if address.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD // nobody else can have it: it is made from a key or a name of ours
 		}

@@ -1,0 +1,499 @@
+package netns
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fastnet-io/fastnet/api/v1alpha1"
+)
+
+// The world of these tests. Both families everywhere; only IPv4 is drawn.
+//
+//	pod 10.8.1.5 - w1 --+                                       +- w2 - pod 10.9.1.5
+//	           172.31.1.3 |  172.31.1.0/24      172.31.2.0/24   | 172.31.3.3
+//	                    +-- wan (router, knows no pods) --------+ 172.31.3.0/24
+//	           172.31.1.2 |                   | 172.31.2.2
+//	pod 10.8.0.5 - g1 --+                   +- g2
+//
+// c1 is g1 and w1, on one segment: direct routes. c2 is g2 and w2, on two: its CNI is an overlay (flannel.1 here), and
+// ours takes the VXLAN device. Reverse path filters are strict everywhere, every node masquerades what leaves its pods'
+// network, and g1 forwards nothing unless told to.
+type world struct {
+	t     *testing.T // of the whole test: what a part of it starts lives on
+	wan   *Namespace
+	nodes map[string]*Namespace
+	pods  map[string]*Namespace
+	apis  map[string]*http.Client
+	dir   string
+
+	gateways, agents map[string]*Process
+}
+
+type nodeFacts struct {
+	cluster       string
+	segment, host int // 172.31.<segment>.<host>, fd31:<segment>::<host>
+	pods          int // 10.<cluster>.<pods>.0/24, fd00:<cluster>:<pods>::/64
+}
+
+func nodeTable() map[string]nodeFacts {
+	return map[string]nodeFacts{
+		"g1": {"c1", 1, 2, 0}, "w1": {"c1", 1, 3, 1},
+		"g2": {"c2", 2, 2, 0}, "w2": {"c2", 3, 3, 1},
+	}
+}
+
+func (f nodeFacts) range4() int     { return map[string]int{"c1": 8, "c2": 9}[f.cluster] }
+func (f nodeFacts) addr4() string   { return fmt.Sprintf("172.31.%d.%d", f.segment, f.host) }
+func (f nodeFacts) addr6() string   { return fmt.Sprintf("fd31:%d::%d", f.segment, f.host) }
+func (f nodeFacts) pod4() string    { return fmt.Sprintf("10.%d.%d.5", f.range4(), f.pods) }
+func (f nodeFacts) pod6() string    { return plain(fmt.Sprintf("fd00:%d:%d::5", f.range4(), f.pods)) }
+func (f nodeFacts) prefix4() string { return fmt.Sprintf("10.%d.0.0/16", f.range4()) }
+func (f nodeFacts) prefix6() string { return fmt.Sprintf("fd00:%d::/32", f.range4()) }
+
+// plain is an address in its usual form.
+func plain(addr string) string { return netip.MustParseAddr(addr).String() }
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	RequireRoot(t)
+	w := &world{t: t, nodes: map[string]*Namespace{}, pods: map[string]*Namespace{}, apis: map[string]*http.Client{},
+		gateways: map[string]*Process{}, agents: map[string]*Process{}}
+	// Paths of unix sockets are short, t.TempDir's are not.
+	dir, err := os.MkdirTemp("", "fastnet")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	w.dir = dir
+	w.wan = New(t, "wan")
+	for segment := 1; segment <= 3; segment++ {
+		w.wan.Sh(t, fmt.Sprintf(`ip link add br%[1]d type bridge forward_delay 0
+			ip addr add 172.31.%[1]d.1/24 dev br%[1]d; ip addr add fd31:%[1]d::1/64 dev br%[1]d nodad; ip link set br%[1]d up`, segment))
+	}
+	// Frames between the nodes of one segment are bridged here, not routed, and none of the WAN's business.
+	w.wan.Sh(t, "sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
+	// What a sniffer on the WAN would look for: a pod's address in a packet that is routed there.
+	w.wan.Sh(t, `for ipt in "iptables-nft 10.8.0.0/15" "ip6tables-nft fd00:8::/31"; do set -- $ipt
+		$1 -t raw -A PREROUTING -s $2 -j DROP; $1 -t raw -A PREROUTING -d $2 -j DROP; done`)
+	for name, f := range nodeTable() {
+		node := New(t, name)
+		w.nodes[name] = node
+		Join(t, w.wan, "to-"+name, node, "eth0")
+		w.wan.Sh(t, fmt.Sprintf("ip link set to-%s master br%d", name, f.segment))
+		node.Sh(t, fmt.Sprintf(`sysctl -qw net.ipv4.conf.all.rp_filter=1
+			ip addr add %s/24 dev eth0; ip addr add %s/64 dev eth0 nodad
+			ip route add default via 172.31.%[3]d.1; ip -6 route add default via fd31:%[3]d::1
+			ip link add cni0 type bridge; ip link set cni0 up
+			for ipt in iptables-nft ip6tables-nft; do for table in nat mangle filter; do $ipt -t $table -N KUBE-KUBELET-CANARY; done; done
+			ip addr add 10.%[4]d.%[5]d.1/24 dev cni0; ip addr add fd00:%[4]d:%[5]d::1/64 dev cni0 nodad
+			iptables-nft -t nat -A POSTROUTING -s 10.%[4]d.0.0/16 ! -d 10.%[4]d.0.0/16 -j MASQUERADE
+			ip6tables-nft -t nat -A POSTROUTING -s fd00:%[4]d::/32 ! -d fd00:%[4]d::/32 -j MASQUERADE`,
+			f.addr4(), f.addr6(), f.segment, f.range4(), f.pods))
+		pod := New(t, "pod-"+name)
+		w.pods[name] = pod
+		Join(t, node, "veth0", pod, "eth0")
+		node.Sh(t, "ip link set veth0 master cni0")
+		pod.Sh(t, fmt.Sprintf(`ip addr add %s/24 dev eth0; ip addr add %s/64 dev eth0 nodad
+			ip route add default via 10.%[3]d.%[4]d.1; ip -6 route add default via fd00:%[3]d:%[4]d::1`, f.pod4(), f.pod6(), f.range4(), f.pods))
+	}
+	w.nodes["g1"].Sh(t, `iptables-nft -P FORWARD DROP; iptables-nft -A FORWARD -s 10.8.0.0/16 -d 10.8.0.0/16 -j ACCEPT
+		ip6tables-nft -P FORWARD DROP; ip6tables-nft -A FORWARD -s fd00:8::/32 -d fd00:8::/32 -j ACCEPT
+		ip route add 10.8.1.0/24 via 172.31.1.3; ip -6 route add fd00:8:1::/64 via fd31:1::3`)
+	w.nodes["w1"].Sh(t, `ip route add 10.8.0.0/24 via 172.31.1.2; ip -6 route add fd00:8:0::/64 via fd31:1::2`)
+	overlay := func(node, local, remote string, self, other int) {
+		w.nodes[node].Sh(t, fmt.Sprintf(`ip link add flannel.1 type vxlan id 1 local %s remote %s dstport 8472; ip link set flannel.1 mtu 1450 up
+			ip addr add 10.9.255.%[3]d/24 dev flannel.1; ip addr add fd00:9:ff::%[3]d/64 dev flannel.1 nodad
+			ip route add 10.9.%[5]d.0/24 via 10.9.255.%[4]d; ip -6 route add fd00:9:%[5]d::/64 via fd00:9:ff::%[4]d`,
+			local, remote, self, other, other-1))
+	}
+	overlay("g2", "172.31.2.2", "172.31.3.3", 1, 2)
+	overlay("w2", "172.31.3.3", "172.31.2.2", 2, 1)
+	return w
+}
+
+// ---- the API servers
+
+func (w *world) startAPI(t *testing.T, cluster, gatewayNode string) {
+	t.Helper()
+	address := nodeTable()[gatewayNode].addr4() + ":8001"
+	socket := filepath.Join(w.dir, cluster+".sock")
+	w.nodes[gatewayNode].Start(t, "api", "FASTNET_TEST_CONFIG="+text(t, map[string]string{"TCP": address, "Unix": socket}))
+	w.apis[cluster] = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}}
+	Eventually(t, 10*time.Second, "API of "+cluster, func() error { return w.call(cluster, "GET", "/api", nil, nil) })
+	kubeconfig := fmt.Sprintf("apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: c, user: u}}]\n"+
+		"clusters: [{name: c, cluster: {server: 'http://%s'}}]\nusers: [{name: u, user: {}}]\n", address)
+	if err := os.WriteFile(w.kubeconfig(cluster), []byte(kubeconfig), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.create(t, cluster, "/api/v1/namespaces", object{"metadata": object{"name": "kube-system"}})
+	for _, name := range []string{"fastnet-gateway", "fastnet-routeagent"} {
+		w.create(t, cluster, daemonSets, object{"metadata": object{"name": name, "namespace": "fastnet-system"}})
+	}
+	for name, f := range nodeTable() {
+		if f.cluster != cluster {
+			continue
+		}
+		labels := object{}
+		if name == gatewayNode {
+			labels["fastnet.dev/gateway"] = "true"
+		}
+		w.create(t, cluster, "/api/v1/nodes", object{"metadata": object{"name": name, "labels": labels},
+			"spec":   object{"podCIDRs": []string{fmt.Sprintf("10.%d.%d.0/24", f.range4(), f.pods), fmt.Sprintf("fd00:%d:%d::/64", f.range4(), f.pods)}},
+			"status": object{"addresses": []object{{"type": "InternalIP", "address": f.addr4()}, {"type": "InternalIP", "address": f.addr6()}}}})
+	}
+}
+
+const (
+	daemonSets   = "/apis/apps/v1/namespaces/fastnet-system/daemonsets"
+	endpointsURL = "/apis/fastnet.dev/v1alpha1/namespaces/fastnet-system/endpoints"
+	gatewaysURL  = "/apis/fastnet.dev/v1alpha1/namespaces/fastnet-system/gateways"
+)
+
+func (w *world) kubeconfig(cluster string) string { return filepath.Join(w.dir, cluster+".kubeconfig") }
+
+func (w *world) call(cluster, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		encoded, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(encoded)
+	}
+	request, err := http.NewRequest(method, "http://api"+path, body)
+	if err != nil {
+		return err
+	}
+	response, err := w.apis[cluster].Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode >= 300 {
+		return fmt.Errorf("%s %s: %s", method, path, response.Status)
+	}
+	if out == nil {
+		return nil
+	}
+	return json.NewDecoder(response.Body).Decode(out)
+}
+
+func (w *world) create(t *testing.T, cluster, collection string, o any) {
+	t.Helper()
+	if err := w.call(cluster, "POST", collection, o, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// mirror does once what the agents do all the time.
+func (w *world) mirror(t *testing.T, from, node, to string) {
+	t.Helper()
+	var endpoint v1alpha1.Endpoint
+	Eventually(t, 15*time.Second, "Endpoint of "+from, func() error {
+		return w.call(from, "GET", endpointsURL+"/"+from+"."+node, nil, &endpoint)
+	})
+	copied := v1alpha1.Endpoint{Spec: endpoint.Spec}
+	copied.Name, copied.Namespace = endpoint.Name, endpoint.Namespace
+	w.create(t, to, endpointsURL, copied)
+}
+
+func (w *world) cable(cluster, node string) (v1alpha1.Cable, error) {
+	var g v1alpha1.Gateway
+	if err := w.call(cluster, "GET", gatewaysURL+"/"+node, nil, &g); err != nil {
+		return v1alpha1.Cable{}, err
+	}
+	if len(g.Status.Cables) != 1 || len(g.Status.Problems) > 0 {
+		return v1alpha1.Cable{}, fmt.Errorf("status is %+v", g.Status)
+	}
+	return g.Status.Cables[0], nil
+}
+
+func (w *world) waitCable(t *testing.T, cluster, node string, state v1alpha1.CableState, within time.Duration) v1alpha1.Cable {
+	t.Helper()
+	var c v1alpha1.Cable
+	took := Eventually(t, within, fmt.Sprintf("cable of %s is %s", cluster, state), func() (err error) {
+		if c, err = w.cable(cluster, node); err == nil && c.State != state {
+			err = fmt.Errorf("it is %s", c.State)
+		}
+		return err
+	})
+	t.Logf("cable of %s %s after %s, RTT %s ms", cluster, state, took.Round(time.Millisecond), c.RTTMilliseconds)
+	return c
+}
+
+// ---- the daemons
+
+func (w *world) startGateway(node string) {
+	w.gateways[node] = w.nodes[node].Start(w.t, "gateway", "FASTNET_TEST_CONFIG="+text(w.t, w.config(node, map[string]any{
+		"StateDir": filepath.Join(w.dir, node, "state"),
+	})))
+}
+
+func (w *world) startAgent(node string) {
+	w.agents[node] = w.nodes[node].Start(w.t, "routeagent", "FASTNET_TEST_CONFIG="+text(w.t, w.config(node, map[string]any{})))
+}
+
+func (w *world) config(node string, more map[string]any) map[string]any {
+	f := nodeTable()[node]
+	more["Kubeconfig"], more["ClusterID"], more["Node"] = w.kubeconfig(f.cluster), f.cluster, node
+	more["Prefixes"] = []string{f.prefix4(), f.prefix6()}
+	return more
+}
+
+func text(t *testing.T, value any) string {
+	t.Helper()
+	out, err := json.Marshal(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// ask connects to the server role and returns what it says of us.
+func ask(n *Namespace, address string) (caller string, mss int, err error) {
+	out, err := n.Try(fmt.Sprintf("timeout 2 bash -c 'exec 3<>/dev/tcp/%s/%s; head -1 <&3'", address, echoPort))
+	if err != nil {
+		return "", 0, fmt.Errorf("%w: %s", err, out)
+	}
+	if _, err := fmt.Sscan(strings.TrimPrefix(out, "::ffff:"), &caller, &mss); err != nil {
+		return "", 0, fmt.Errorf("answer %q: %w", out, err)
+	}
+	return caller, mss, nil
+}
+
+func (w *world) expect(t *testing.T, from *Namespace, to, caller string, mssBelow int) {
+	t.Helper()
+	Eventually(t, 10*time.Second, fmt.Sprintf("%s reaches %s as %s", from.Name, to, caller), func() error {
+		is, mss, err := ask(from, to)
+		if err == nil && is != caller {
+			err = fmt.Errorf("it is seen as %s", is)
+		}
+		if err == nil && mss > mssBelow {
+			err = fmt.Errorf("segments of %d bytes, more than %d", mss, mssBelow)
+		}
+		return err
+	})
+}
+
+// leaked says what of the pods' the WAN has seen.
+func (w *world) leaked(t *testing.T) string {
+	t.Helper()
+	return w.wan.Sh(t, `for ipt in iptables-nft ip6tables-nft; do $ipt -t raw -vnxL PREROUTING | awk 'NR > 2 && $1 > 0'; done`)
+}
+
+func TestDataPath(t *testing.T) {
+	w := newWorld(t)
+	before := map[string]string{}
+	for name, node := range w.nodes {
+		before[name] = node.State(t)
+	}
+	w.startAPI(t, "c1", "g1")
+	w.startAPI(t, "c2", "g2")
+	for node := range nodeTable() {
+		w.startAgent(node)
+	}
+	w.startGateway("g1")
+	w.startGateway("g2")
+	w.mirror(t, "c1", "g1", "c2")
+	w.mirror(t, "c2", "g2", "c1")
+	up := w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 15*time.Second)
+	w.waitCable(t, "c2", "g2", v1alpha1.CableUp, 15*time.Second)
+	Eventually(t, 5*time.Second, "RTT is known", func() (err error) {
+		if up, err = w.cable("c1", "g1"); err == nil && up.RTTMilliseconds == "" {
+			err = errors.New("none")
+		}
+		return err
+	})
+	if ms, err := strconv.ParseFloat(up.RTTMilliseconds, 64); err != nil || ms <= 0 || ms > 200 {
+		t.Errorf("RTT between two namespaces is %q ms", up.RTTMilliseconds)
+	}
+	if up.PeerAddress != "172.31.2.2:51820" || up.ClusterID != "c2" || up.Endpoint != "c2.g2" {
+		t.Errorf("cable of c1 is %+v", up)
+	}
+
+	servers := map[string]*Process{}
+	for name, pod := range w.pods {
+		servers[name] = pod.Start(t, "server")
+	}
+	nodes := nodeTable()
+	t.Run("pods keep their addresses, segments fit", func(t *testing.T) {
+		for _, pair := range [][2]string{{"w1", "w2"}, {"w2", "w1"}, {"g1", "w2"}, {"w1", "g2"}, {"g1", "g2"}} {
+			from, to := nodes[pair[0]], nodes[pair[1]]
+			w.expect(t, w.pods[pair[0]], to.pod4(), from.pod4(), 1420-40)
+			w.expect(t, w.pods[pair[0]], to.pod6(), from.pod6(), 1420-60)
+		}
+	})
+	t.Run("clients in the host network are seen with their node's pod address", func(t *testing.T) {
+		for _, pair := range [][2]string{{"w1", "w2"}, {"w2", "w1"}, {"g1", "w2"}, {"g2", "g1"}} {
+			from, to := nodes[pair[0]], nodes[pair[1]]
+			w.expect(t, w.nodes[pair[0]], to.pod4(), fmt.Sprintf("10.%d.%d.1", from.range4(), from.pods), 1420-40)
+			w.expect(t, w.nodes[pair[0]], to.pod6(), plain(fmt.Sprintf("fd00:%d:%d::1", from.range4(), from.pods)), 1420-60)
+		}
+	})
+	t.Run("direct on one segment, VXLAN on two", func(t *testing.T) {
+		for node, want := range map[string]string{
+			"w1": "10.9.0.0/16 via 172.31.1.2 dev eth0 proto 250 metric 50", "w2": "10.8.0.0/16 via inet6 fe80:", "g1": "10.9.0.0/16 dev fastnet-wg",
+		} {
+			if routes := w.nodes[node].Sh(t, "ip route show table 64087"); !strings.Contains(routes, want) || !strings.Contains(routes, "blackhole") {
+				t.Errorf("routes of %s, want %q and a blackhole:\n%s", node, want, routes)
+			}
+		}
+		for node, want := range map[string]bool{"w1": false, "g1": false, "w2": true, "g2": true} {
+			if _, err := w.nodes[node].Try("ip link show fastnet-vx"); (err == nil) != want {
+				t.Errorf("%s has a VXLAN device: %t, want %t", node, err == nil, want)
+			}
+		}
+	})
+	t.Run("a jump that lost the first place gets it back", func(t *testing.T) {
+		w.nodes["w1"].Sh(t, "iptables-nft -t nat -I POSTROUTING -s 10.8.0.0/16 -j MASQUERADE")
+		Eventually(t, 20*time.Second, "first again", func() error {
+			if first := strings.Split(w.nodes["w1"].Sh(t, "iptables-nft -t nat -S POSTROUTING"), "\n")[1]; first != "-A POSTROUTING -j FASTNET-POSTROUTING" {
+				return errors.New(first)
+			}
+			return nil
+		})
+		w.nodes["w1"].Sh(t, "iptables-nft -t nat -D POSTROUTING -s 10.8.0.0/16 -j MASQUERADE")
+	})
+	t.Run("killed daemons break no connection", func(t *testing.T) {
+		streams := []*Process{
+			w.pods["w1"].Start(t, "stream", "FASTNET_TEST_CONFIG="+text(t, map[string]string{"Address": nodes["w2"].pod4()})),
+			w.pods["w1"].Start(t, "stream", "FASTNET_TEST_CONFIG="+text(t, map[string]string{"Address": nodes["w2"].pod6()})),
+		}
+		goesOn := func() {
+			t.Helper()
+			for _, stream := range streams {
+				lines := strings.Count(stream.Log(), "\n")
+				Eventually(t, 20*time.Second, "the stream goes on", func() error {
+					if strings.Count(stream.Log(), "\n") < lines+10 {
+						return errors.New(lastLine(stream.Log()))
+					}
+					return nil
+				})
+			}
+		}
+		goesOn()
+		for _, node := range []string{"g1", "g2"} {
+			w.gateways[node].Kill()
+			if out := w.nodes[node].Sh(t, "ip route show table 64087"); !strings.Contains(out, "dev fastnet-wg") {
+				t.Errorf("after its gateway was killed %s has the routes\n%s", node, out)
+			}
+			w.startGateway(node)
+			goesOn()
+		}
+		for _, node := range []string{"w1", "g1", "w2"} {
+			w.agents[node].Kill()
+			goesOn()
+			w.startAgent(node)
+			goesOn()
+		}
+		for _, stream := range streams {
+			stream.Signal(t, syscall.SIGTERM)
+			stream.Wait(t, 5*time.Second)
+		}
+		if c, err := w.cable("c1", "g1"); err != nil || c.State != v1alpha1.CableUp || !c.Since.Equal(&up.Since) {
+			t.Errorf("after the restarts the cable is %+v (%v), want up since %s as before", c, err, up.Since)
+		}
+	})
+	t.Run("a device that vanishes is made again, and in between all is dropped", func(t *testing.T) {
+		w.nodes["g1"].Sh(t, "ip link delete fastnet-wg")
+		Eventually(t, 5*time.Second, "pods reach each other again", func() error {
+			_, _, err := ask(w.pods["w1"], nodes["w2"].pod4())
+			return err
+		})
+	})
+	t.Run("a cut cable is down, and up again when healed", func(t *testing.T) {
+		w.wan.Sh(t, "ip link set to-g2 down")
+		w.waitCable(t, "c1", "g1", v1alpha1.CableDown, 10*time.Second)
+		w.wan.Sh(t, "ip link set to-g2 up")
+		w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 15*time.Second)
+		w.expect(t, w.pods["w1"], nodes["w2"].pod4(), nodes["w1"].pod4(), 1420-40)
+	})
+	t.Run("a restart leaves all as it is", func(t *testing.T) {
+		during := w.nodes["g1"].State(t)
+		for _, p := range []*Process{w.gateways["g1"], w.agents["g1"]} {
+			p.Signal(t, syscall.SIGTERM)
+			p.Wait(t, 15*time.Second)
+		}
+		if diff := cmp.Diff(strip(during), strip(w.nodes["g1"].State(t))); diff != "" {
+			t.Errorf("after SIGTERM (-running +stopped):\n%s", diff)
+		}
+		w.startGateway("g1")
+		w.startAgent("g1")
+		w.expect(t, w.pods["w1"], nodes["w2"].pod4(), nodes["w1"].pod4(), 1420-40)
+	})
+	if leaked := w.leaked(t); leaked != "" {
+		t.Errorf("the WAN has seen packets of pods in clear:\n%s", leaked)
+	}
+	t.Run("an uninstall leaves nothing", func(t *testing.T) {
+		// c1: the DaemonSets are gone. c2: its API server does not know us any more.
+		for _, name := range []string{"fastnet-gateway", "fastnet-routeagent"} {
+			if err := w.call("c1", "DELETE", daemonSets+"/"+name, nil, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.call("c2", "POST", "/test/forbid", nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		for _, daemons := range []map[string]*Process{w.gateways, w.agents} {
+			for _, p := range daemons {
+				p.Signal(t, syscall.SIGTERM)
+			}
+		}
+		for _, daemons := range []map[string]*Process{w.gateways, w.agents} {
+			for _, p := range daemons {
+				p.Wait(t, 20*time.Second)
+			}
+		}
+		for name, node := range w.nodes {
+			if diff := cmp.Diff(strip(before[name]), strip(node.State(t))); diff != "" {
+				t.Errorf("%s (-before +after):\n%s", name, diff)
+			}
+		}
+		for _, node := range []string{"g1", "g2"} {
+			if files, err := os.ReadDir(filepath.Join(w.dir, node, "state")); err != nil || len(files) > 0 {
+				t.Errorf("%s keeps files %v (%v)", node, files, err)
+			}
+		}
+		for _, path := range []string{endpointsURL + "/c1.g1", gatewaysURL + "/g1"} {
+			if err := w.call("c1", "GET", path, nil, nil); err == nil {
+				t.Errorf("%s is still there", path)
+			}
+		}
+	})
+}
+
+// strip takes out what may differ.
+func strip(state string) []string {
+	var out []string
+	for _, line := range strings.Split(state, "\n") {
+		// Nobody reads the TUN device of a stopped gateway: it has no carrier, and its routes are marked so.
+		line = strings.NewReplacer("NO-CARRIER,", "", ",LOWER_UP", "", " linkdown", "").Replace(line)
+		out = append(out, strings.TrimRight(line, " "))
+	}
+	return out
+}
+
+func lastLine(log string) string {
+	lines := strings.Split(strings.TrimSpace(log), "\n")
+	return lines[len(lines)-1]
+}

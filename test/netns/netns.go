@@ -1,0 +1,185 @@
+// Package netns holds tests of the data path: the real gateway and route agent, in network namespaces that stand for the
+// nodes of clusters, against the real kernel. A small API server of our own (apiserver.go) stands in for Kubernetes, so
+// that a whole clusterset is up in a second or two. Root is needed.
+package netns
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Namespace is a network namespace: a node.
+type Namespace struct {
+	// Name as "ip netns" shows it.
+	Name string
+}
+
+// RequireRoot skips the test without root, and only then: as root, whatever is missing is a failure.
+func RequireRoot(t testing.TB) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: network namespaces")
+	}
+}
+
+// New makes a namespace with the loopback up and forwarding on, and removes it at the end of the test, when every process
+// in it must have ended.
+func New(t testing.TB, label string) *Namespace {
+	t.Helper()
+	n := &Namespace{Name: fmt.Sprintf("fastnet-test-%d-%s", os.Getpid(), label)}
+	host(t, "ip", "netns", "add", n.Name)
+	t.Cleanup(func() { host(t, "ip", "netns", "delete", n.Name) })
+	n.Sh(t, `ip link set lo up
+		sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0`)
+	return n
+}
+
+// Join connects two namespaces by a veth pair.
+func Join(t testing.TB, a *Namespace, linkA string, b *Namespace, linkB string) {
+	t.Helper()
+	host(t, "ip", "link", "add", linkA, "netns", a.Name, "type", "veth", "peer", "name", linkB, "netns", b.Name)
+	a.Sh(t, "ip link set "+linkA+" up")
+	b.Sh(t, "ip link set "+linkB+" up")
+}
+
+// Command that runs in the namespace. /sys stays the host's: nothing here reads it.
+func (n *Namespace) Command(args ...string) *exec.Cmd {
+	return exec.Command("nsenter", append([]string{"--net=/run/netns/" + n.Name, "--"}, args...)...)
+}
+
+// Sh runs a shell script in the namespace, which must succeed, and returns its output.
+func (n *Namespace) Sh(t testing.TB, script string) string {
+	t.Helper()
+	out, err := n.Try(script)
+	if err != nil {
+		t.Fatalf("%s: %s: %v\n%s", n.Name, script, err, out)
+	}
+	return out
+}
+
+// Try runs a shell script in the namespace.
+func (n *Namespace) Try(script string) (string, error) {
+	out, err := n.Command("sh", "-ec", script).CombinedOutput()
+	return string(out), err
+}
+
+// State of the namespace as operators print it, without what changes by itself (counters, timers).
+func (n *Namespace) State(t testing.TB) string {
+	t.Helper()
+	return n.Sh(t, `ip -d link | sed -E 's/ (qdisc|state|qlen|[a-z_]+_timer) +[^ ]+//g'
+		ip rule; ip -6 rule
+		ip route show table all; ip -6 route show table all | sed -E 's/ expires [^ ]+//'
+		for save in iptables-nft-save ip6tables-nft-save; do $save 2>/dev/null | grep -v '^#' | sed -E 's/\[[0-9]+:[0-9]+\]/[0:0]/'; done || true
+		for link in /proc/sys/net/ipv4/conf/*; do echo $link $(cat $link/rp_filter $link/forwarding); done`)
+}
+
+func host(t testing.TB, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+		t.Errorf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// Eventually waits until the condition holds; it fails with the condition's last words.
+func Eventually(t testing.TB, within time.Duration, what string, condition func() error) time.Duration {
+	t.Helper()
+	start := time.Now()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		err := condition()
+		if err == nil {
+			return time.Since(start)
+		}
+		if time.Since(start) > within {
+			t.Fatalf("not within %s: %s: %v", within, what, err)
+		}
+		<-ticker.C
+	}
+}
+
+// Process of a role of this test binary (see Main), in a namespace.
+type Process struct {
+	cmd    *exec.Cmd
+	log    lockedBuffer
+	done   chan struct{}
+	status error
+}
+
+// Start runs this very test binary in the namespace in a role, with a private /run and the arguments in its environment.
+func (n *Namespace) Start(t testing.TB, role string, env ...string) *Process {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A /run of its own, as in a pod: the sockets of in-process WireGuard bear the device's name, the same on every node.
+	cmd := n.Command("unshare", "--mount", "sh", "-ec", `mount -t tmpfs fastnet-test /run; exec "$0"`, self)
+	cmd.Env = append(append(os.Environ(), "FASTNET_TEST_ROLE="+role), env...)
+	p := &Process{cmd: cmd, done: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = &p.log, &p.log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { p.status = cmd.Wait(); close(p.done) }()
+	t.Cleanup(func() {
+		p.Kill()
+		if t.Failed() {
+			t.Logf("log of %s in %s:\n%s", role, n.Name, p.log.String())
+		}
+	})
+	return p
+}
+
+// Kill ends the process at once (SIGKILL).
+func (p *Process) Kill() {
+	_ = p.cmd.Process.Kill() // it may have ended by itself
+	<-p.done
+}
+
+// Signal sends a signal.
+func (p *Process) Signal(t testing.TB, signal os.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(signal); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Wait until the process has ended by itself, with success.
+func (p *Process) Wait(t testing.TB, within time.Duration) {
+	t.Helper()
+	select {
+	case <-p.done:
+		if p.status != nil {
+			t.Fatalf("process failed: %v\n%s", p.status, p.log.String())
+		}
+	case <-time.After(within):
+		t.Fatalf("process still runs after %s\n%s", within, p.log.String())
+	}
+}
+
+// Log of the process so far.
+func (p *Process) Log() string { return p.log.String() }
+
+type lockedBuffer struct {
+	mu     sync.Mutex
+	buffer bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.String()
+}

@@ -1,0 +1,161 @@
+package netns
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"golang.org/x/sys/unix"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/fastnet-io/fastnet/gateway"
+	"github.com/fastnet-io/fastnet/routeagent"
+)
+
+// TestMain runs the tests, or, in a process that a test has started in a namespace, one of the roles.
+func TestMain(m *testing.M) {
+	role := os.Getenv("FASTNET_TEST_ROLE")
+	if role == "" {
+		os.Exit(m.Run())
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	ctrllog.SetLogger(logr.FromSlogHandler(log().Handler()))
+	roles := map[string]func(context.Context) error{"api": api, "gateway": runGateway, "routeagent": runRouteAgent, "server": server, "stream": stream}
+	if err := roles[role](ctx); err != nil {
+		fmt.Fprintln(os.Stderr, role+":", err)
+		os.Exit(1)
+	}
+}
+
+// settings come as JSON in the environment.
+func settings(into any) error {
+	return json.Unmarshal([]byte(os.Getenv("FASTNET_TEST_CONFIG")), into)
+}
+
+func log() *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+}
+
+func runGateway(ctx context.Context) error {
+	config := gateway.Config{Driver: gateway.DriverWireGuard, Port: 51820, HTTPAddress: "127.0.0.1:9471"}
+	if err := settings(&config); err != nil {
+		return err
+	}
+	config.Log = log()
+	return gateway.Run(ctx, config)
+}
+
+func runRouteAgent(ctx context.Context) error {
+	config := routeagent.Config{Mode: routeagent.ModeAuto, HTTPAddress: "127.0.0.1:9472"}
+	if err := settings(&config); err != nil {
+		return err
+	}
+	config.Log = log()
+	return routeagent.Run(ctx, config)
+}
+
+// api serves an API on a TCP address for the daemons and on a unix socket for the test.
+func api(ctx context.Context) error {
+	var listen struct{ TCP, Unix string }
+	if err := settings(&listen); err != nil {
+		return err
+	}
+	handler := NewAPI()
+	failed := make(chan error, 2)
+	for network, address := range map[string]string{"tcp": listen.TCP, "unix": listen.Unix} {
+		listener, err := net.Listen(network, address)
+		if err != nil {
+			return err
+		}
+		go func() { failed <- http.Serve(listener, handler) }()
+	}
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
+
+// echoPort of the server role.
+const echoPort = "7007"
+
+// server tells every TCP client who it is and what segments fit, and then echoes.
+func server(ctx context.Context) error {
+	listener, err := net.Listen("tcp", ":"+echoPort)
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, func() { listener.Close() })
+	for {
+		connection, err := listener.Accept()
+		if err != nil {
+			return nil
+		}
+		go func() {
+			defer connection.Close()
+			host, _, _ := net.SplitHostPort(connection.RemoteAddr().String())
+			fmt.Fprintf(connection, "%s %d\n", host, segment(connection))
+			_, _ = io.Copy(connection, connection)
+		}()
+	}
+}
+
+func segment(connection net.Conn) int {
+	raw, err := connection.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return 0
+	}
+	size := 0
+	_ = raw.Control(func(fd uintptr) { size, _ = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) })
+	return size
+}
+
+// stream keeps one TCP connection busy until it is told to stop: a line there, the same line back, 50 times a second. An
+// error on the connection, which is what must never happen, ends it with failure.
+func stream(ctx context.Context) error {
+	var target struct{ Address string }
+	if err := settings(&target); err != nil {
+		return err
+	}
+	connection, err := net.DialTimeout("tcp", net.JoinHostPort(target.Address, echoPort), 5*time.Second)
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	reader := bufio.NewReader(connection)
+	if _, err := reader.ReadString('\n'); err != nil {
+		return err
+	}
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for n := 1; ; n++ {
+		line := fmt.Sprintf("line %d\n", n)
+		if _, err := io.WriteString(connection, line); err != nil {
+			return err
+		}
+		back, err := reader.ReadString('\n')
+		if err != nil || back != line {
+			return errors.Join(err, fmt.Errorf("line %d came back as %q", n, back))
+		}
+		fmt.Print(line)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
