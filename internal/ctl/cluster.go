@@ -1,6 +1,7 @@
 package ctl
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -21,8 +22,14 @@ const RequestTimeout = 15 * time.Second
 // Config is the client configuration that the flags, or a kubeconfig, name.
 func Config(loader clientcmd.ClientConfig, userAgent string) (*rest.Config, error) {
 	config, err := loader.ClientConfig()
+	// kubectl's flags fall back on a server that nobody has asked for.
+	if err == nil && config.Host == "http://localhost:8080" {
+		if raw, rawErr := loader.RawConfig(); rawErr == nil && len(raw.Clusters) == 0 {
+			err = clientcmd.ErrEmptyConfig
+		}
+	}
 	if clientcmd.IsEmptyConfig(err) {
-		return nil, fmt.Errorf("no cluster to talk to: set KUBECONFIG, or give --kubeconfig or --context")
+		return nil, errors.New("no cluster to talk to: set KUBECONFIG, or give --kubeconfig or --context")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig: %w", err)

@@ -1,0 +1,186 @@
+// Package apitest starts real Kubernetes API servers for tests: etcd, kube-apiserver, and of the controllers those that
+// finish deletions. There are no nodes; what a test wants of the rest it writes itself.
+package apitest
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/util/cert"
+)
+
+// token of the administrator.
+const token = "administrator"
+
+// Binary finds the lab's Kubernetes, or skips the test where it is not built.
+func Binary(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err != nil {
+			continue
+		}
+		path := filepath.Join(dir, "dist", "lab", "kube")
+		if _, err := os.Stat(path); err != nil {
+			t.Skip("needs Kubernetes, which `make lab` builds as dist/lab/kube")
+		}
+		return path
+	}
+	t.Fatal("this test does not run within the module")
+	return ""
+}
+
+// Start starts a cluster without nodes and gives the path of an administrator's kubeconfig. It ends with the test.
+func Start(t testing.TB, name, serviceCIDR string) (kubeconfig string) {
+	t.Helper()
+	kube := Binary(t)
+	dir := filepath.Join(t.TempDir(), name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	files := writeFiles(t, dir)
+	api, etcd, peer, controllers := freePort(t), freePort(t), freePort(t), freePort(t)
+	etcdURL, peerURL := fmt.Sprintf("http://127.0.0.1:%d", etcd), fmt.Sprintf("http://127.0.0.1:%d", peer)
+	server := fmt.Sprintf("https://127.0.0.1:%d", api)
+
+	run(t, dir, kube, "etcd", "--data-dir="+dir+"/etcd", "--unsafe-no-fsync", "--log-level=error",
+		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
+		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL, "--initial-cluster=default="+peerURL)
+	run(t, dir, kube, "kube-apiserver", "--etcd-servers="+etcdURL, fmt.Sprintf("--secure-port=%d", api),
+		"--bind-address=127.0.0.1", "--advertise-address=192.0.2.1", "--tls-cert-file="+files.cert, "--tls-private-key-file="+files.key,
+		"--service-cluster-ip-range="+serviceCIDR, "--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file="+files.key, "--service-account-signing-key-file="+files.key,
+		"--token-auth-file="+files.tokens, "--authorization-mode=RBAC", "--allow-privileged=true")
+
+	kubeconfig = filepath.Join(dir, "kubeconfig")
+	write(t, kubeconfig, fmt.Sprintf(`apiVersion: v1
+kind: Config
+clusters: [{name: %[1]s, cluster: {server: %[2]q, certificate-authority: %[3]q}}]
+users: [{name: admin, user: {token: %[4]s}}]
+contexts: [{name: %[1]s, context: {cluster: %[1]s, user: admin}}]
+current-context: %[1]s
+`, name, server, files.cert, token))
+	await(t, dir, server, files.cert)
+	run(t, dir, kube, "kube-controller-manager", "--kubeconfig="+kubeconfig, "--leader-elect=false",
+		fmt.Sprintf("--secure-port=%d", controllers), "--bind-address=127.0.0.1",
+		"--controllers=namespace-controller,garbage-collector-controller")
+	return kubeconfig
+}
+
+type files struct{ cert, key, tokens string }
+
+func writeFiles(t testing.TB, dir string) files {
+	t.Helper()
+	certificate, key, err := cert.GenerateSelfSignedCertKey("127.0.0.1", []net.IP{net.IPv4(127, 0, 0, 1)}, []string{"localhost"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := files{filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"), filepath.Join(dir, "tokens.csv")}
+	write(t, f.cert, string(certificate))
+	write(t, f.key, string(key))
+	write(t, f.tokens, token+`,admin,admin,"system:masters"`+"\n")
+	return f
+}
+
+func write(t testing.TB, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	address, ok := listener.Addr().(*net.TCPAddr)
+	if !ok {
+		t.Fatal("no TCP address")
+	}
+	return address.Port
+}
+
+// guarded ends the program when its own standard input ends, and so also when the test is killed.
+const guarded = `"$@" </dev/null & read -r _; kill -9 $!`
+
+// run starts a program that ends with the test, with its log beside its data.
+func run(t testing.TB, dir, kube, name string, args ...string) {
+	t.Helper()
+	log, err := os.Create(filepath.Join(dir, name+".log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	command := exec.Command("/bin/sh", append([]string{"-c", guarded, "sh", kube, name}, args...)...)
+	command.Stdout, command.Stderr = log, log
+	stdin, err := command.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		stdin.Close()
+		if err := command.Wait(); err != nil {
+			if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+}
+
+// await waits until the API server is ready, and shows the end of its log if it does not become so.
+func await(t testing.TB, dir, server, certificate string) {
+	t.Helper()
+	roots := x509.NewCertPool()
+	text, err := os.ReadFile(certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots.AppendCertsFromPEM(text)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
+	defer transport.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, server+"/readyz", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Authorization", "Bearer "+token)
+		response, err := (&http.Client{Transport: transport}).Do(request)
+		if err == nil {
+			response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+			log, err := os.ReadFile(filepath.Join(dir, "kube-apiserver.log"))
+			lines := strings.Split(strings.TrimSpace(string(log)), "\n")
+			t.Fatalf("the API server is not ready after a minute; the end of its log (%v):\n%s", err, strings.Join(lines[max(0, len(lines)-10):], "\n"))
+		case <-ticker.C:
+		}
+	}
+}
