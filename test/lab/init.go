@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"net/netip"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -30,6 +32,8 @@ type nodeSpec struct {
 	Forward   bool              // route packets (IPv4 and IPv6) in the node's network namespace
 	Tunables  map[string]string // files in /proc/sys that shall read so in the node; see hideTunables
 	Readiness string            // certificate authority file, as the node sees it, for programs that wait for a URL
+	// Masquerade are the cluster's pod ranges: a pod's packet to anywhere else leaves under the node's address.
+	Masquerade []netip.Prefix
 }
 
 type nodeFile struct {
@@ -90,7 +94,33 @@ func RunNode(specFile string) error {
 			return err
 		}
 	}
+	for _, pods := range spec.Masquerade {
+		if err := masquerade(pods); err != nil {
+			return err
+		}
+	}
 	return supervise(spec)
+}
+
+// masquerade does what most CNIs do: the world outside knows no pod addresses, so pods go there as their node. What joins
+// clusters has to keep its own traffic out of this.
+func masquerade(pods netip.Prefix) error {
+	tool := "iptables"
+	if pods.Addr().Is6() {
+		tool = "ip6tables"
+	}
+	rule := []string{"POSTROUTING", "-s", pods.String(), "!", "-d", pods.String(), "-m", "addrtype", "!", "--dst-type", "LOCAL", "-j", "MASQUERADE"}
+	run := func(verb string) error {
+		out, err := exec.Command(tool, append([]string{"-w", "-t", "nat", verb}, rule...)...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s %s: %w: %s", tool, strings.Join(rule, " "), err, lastLine(out))
+		}
+		return nil
+	}
+	if run("-C") == nil { // a node that was booted again
+		return nil
+	}
+	return run("-A")
 }
 
 // routerSysctls make a network namespace a router. Duplicate address detection is off since it delays each IPv6

@@ -208,6 +208,9 @@ func (c *Cluster) Pods() Ranges { return c.pods }
 // Services is the cluster's service range in each family.
 func (c *Cluster) Services() Ranges { return c.services }
 
+// Underlay is the range of the cluster's nodes in each family.
+func (c *Cluster) Underlay() Ranges { return c.underlay }
+
 // server is the API server's URL.
 func (c *Cluster) server() string {
 	return "https://" + netip.AddrPortFrom(c.nodes[0].addrs[0], 6443).String()

@@ -37,6 +37,8 @@ func (l *Lab) spec(n *Node, ca *authority) (nodeSpec, error) {
 		Forward:   true,
 		Tunables:  kubeletTunables,
 		Readiness: pki + "ca.crt",
+
+		Masquerade: n.cluster.pods,
 	}}
 	b.file("/etc/hostname", n.name+"\n")
 	b.file("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"+hostsLines(n.cluster))
