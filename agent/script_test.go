@@ -26,7 +26,7 @@ import (
 //	delete SERVER KIND NS/NAME  delete an object
 //	eventually SERVER FILE      wait until what a cluster holds of Fastnet is what the file says; -update writes the file
 //	broker away|back            the broker stops answering, or answers again
-//	stop, start CLUSTER         the agent's process
+//	down, up CLUSTER            the agent's process
 //	rest                        wait until nobody writes, then see that more rounds write nothing
 //	events CLUSTER TEXT...      wait until there is such an event
 func TestScripts(t *testing.T) {
@@ -107,9 +107,9 @@ func TestScripts(t *testing.T) {
 				w.mu.Unlock()
 				w.poke()
 			},
-			"stop":  func(ts *testscript.TestScript, _ bool, args []string) { of(ts).stop(args[0]) },
-			"start": func(ts *testscript.TestScript, _ bool, args []string) { of(ts).run(t, args[0]) },
-			"rest":  func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(of(ts).rest(t, ctx)) },
+			"down": func(ts *testscript.TestScript, _ bool, args []string) { of(ts).stop(args[0]) },
+			"up":   func(ts *testscript.TestScript, _ bool, args []string) { of(ts).run(t, args[0]) },
+			"rest": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(of(ts).rest(t, ctx)) },
 			"events": func(ts *testscript.TestScript, _ bool, args []string) {
 				w, want := of(ts), strings.Join(args[1:], " ")
 				ts.Check(w.eventually(func() error {
