@@ -23,7 +23,7 @@ import (
 
 func newExport(o *options) *cobra.Command {
 	var flags writeFlags
-	print := genericclioptions.NewPrintFlags("")
+	printFlags := genericclioptions.NewPrintFlags("")
 	command := &cobra.Command{
 		Use:   "export NAME...",
 		Short: "Export services of a namespace to the clusterset",
@@ -40,18 +40,18 @@ already stays as it is.`,
 			if err := flags.validate(); err != nil {
 				return err
 			}
-			if _, err := printer(print, ""); err != nil {
+			if _, err := printer(printFlags, ""); err != nil {
 				return err
 			}
 			t, err := o.open()
 			if err != nil {
 				return err
 			}
-			return each(names, func(name string) error { return o.export(command.Context(), t, name, &flags, print) })
+			return each(names, func(name string) error { return o.export(command.Context(), t, name, &flags, printFlags) })
 		},
 	}
 	flags.add(command, "each export is ready")
-	print.AddFlags(command)
+	printFlags.AddFlags(command)
 	return command
 }
 
@@ -68,7 +68,7 @@ func each(names []string, do func(name string) error) error {
 	return errors.Join(failed...)
 }
 
-func (o *options) export(ctx context.Context, t *target, name string, flags *writeFlags, print *genericclioptions.PrintFlags) error {
+func (o *options) export(ctx context.Context, t *target, name string, flags *writeFlags, printFlags *genericclioptions.PrintFlags) error {
 	var service corev1.Service
 	err := t.Get(ctx, client.ObjectKey{Namespace: t.namespace, Name: name}, &service)
 	switch {
@@ -112,7 +112,7 @@ func (o *options) export(ctx context.Context, t *target, name string, flags *wri
 		}
 		done += " and ready"
 	}
-	p, err := printer(print, flags.done(done))
+	p, err := printer(printFlags, flags.done(done))
 	if err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ func unready(export mcsv1beta1.ServiceExport) (string, error) {
 func newUnexport(o *options) *cobra.Command {
 	var flags writeFlags
 	var ignoreMissing bool
-	print := genericclioptions.NewPrintFlags("")
+	printFlags := genericclioptions.NewPrintFlags("")
 	command := &cobra.Command{
 		Use:   "unexport NAME...",
 		Short: "Take services of a namespace back from the clusterset",
@@ -182,7 +182,7 @@ they are.`,
 			if err := flags.validate(); err != nil {
 				return err
 			}
-			if _, err := printer(print, ""); err != nil {
+			if _, err := printer(printFlags, ""); err != nil {
 				return err
 			}
 			t, err := o.open()
@@ -190,17 +190,17 @@ they are.`,
 				return err
 			}
 			return each(names, func(name string) error {
-				return o.unexport(command.Context(), t, name, ignoreMissing, &flags, print)
+				return o.unexport(command.Context(), t, name, ignoreMissing, &flags, printFlags)
 			})
 		},
 	}
 	flags.add(command, "the clusterset no longer has this cluster's part of each service")
 	command.Flags().BoolVar(&ignoreMissing, "ignore-not-found", false, "A service that is not exported is no error")
-	print.AddFlags(command)
+	printFlags.AddFlags(command)
 	return command
 }
 
-func (o *options) unexport(ctx context.Context, t *target, name string, ignoreMissing bool, flags *writeFlags, print *genericclioptions.PrintFlags) error {
+func (o *options) unexport(ctx context.Context, t *target, name string, ignoreMissing bool, flags *writeFlags, printFlags *genericclioptions.PrintFlags) error {
 	export, err := t.get(ctx, "ServiceExport", name)
 	if err == nil && flags.dryRun != dryRunClient {
 		var options []client.DeleteOption
@@ -223,7 +223,7 @@ func (o *options) unexport(ctx context.Context, t *target, name string, ignoreMi
 			return err
 		}
 	}
-	p, err := printer(print, flags.done("deleted"))
+	p, err := printer(printFlags, flags.done("deleted"))
 	if err != nil {
 		return err
 	}
