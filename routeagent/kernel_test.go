@@ -1,0 +1,182 @@
+package routeagent
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"github.com/fastnet-io/fastnet/internal/netstate"
+)
+
+// TestMain runs the tests, as root in a network namespace of their own, which is gone when they end.
+func TestMain(m *testing.M) {
+	const inside = "FASTNET_TEST_IN_NETNS"
+	if os.Getuid() != 0 || os.Getenv(inside) != "" {
+		os.Exit(m.Run())
+	}
+	self := exec.Command("/proc/self/exe", os.Args[1:]...)
+	self.Stdin, self.Stdout, self.Stderr = os.Stdin, os.Stdout, os.Stderr
+	self.Env = append(os.Environ(), inside+"=1")
+	self.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := self.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "tests in a network namespace:", err)
+		os.Exit(1)
+	}
+}
+
+func sh(t *testing.T, script string) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+	return string(out)
+}
+
+// kernelState is what operators see, without counters and states that change by themselves.
+func kernelState(t *testing.T, backend netstate.Backend) string {
+	t.Helper()
+	return sh(t, strings.ReplaceAll(`ip -d link | sed -E 's/ (qdisc|state|qlen|[a-z_]+_timer) +[^ ]+//g'; ip addr | grep inet
+		ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; bridge fdb; ip neigh show nud permanent; ip -6 neigh show nud permanent
+		for save in iptables-BACKEND-save ip6tables-BACKEND-save; do $save 2>/dev/null | grep -v '^#' | sed -E 's/\[[0-9]+:[0-9]+\]//'; done || true
+		for link in eth0 flannel.1 all; do echo $link $(cat /proc/sys/net/ipv4/conf/$link/rp_filter); done`, "BACKEND", string(backend)))
+}
+
+// From any plan to any other, on the real kernel: each is reached in one Apply, a second one finds nothing to do, foreign
+// state is not touched, and the empty state leaves the node as it was.
+func TestRandomWalkBetweenPlans(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: network namespaces")
+	}
+	sh(t, `sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 net.ipv4.conf.all.rp_filter=1
+		ip link set lo up; ip link add eth0 type veth peer name peer0; ip link set eth0 up; ip link set peer0 up
+		ip addr add 172.18.0.2/24 dev eth0; ip addr add fd18::2/64 dev eth0 nodad
+		ip route add default via 172.18.0.1; ip -6 route add default via fd18::1
+		ip link add cni0 type bridge; ip link set cni0 up; ip addr add 10.8.1.1/24 dev cni0; ip addr add fd00:8:1::1/64 dev cni0 nodad
+		ip link add flannel.1 type vxlan id 1 local 172.18.0.2 dstport 8472; ip link set flannel.1 up
+		ip tuntap add fastnet-wg mode tun; ip link set fastnet-wg up
+		ip rule add priority 1000 lookup 77; ip route add 10.200.0.0/16 dev eth0 table 77; ip route add 10.9.9.0/24 dev eth0 table 64087 proto static`)
+	t.Cleanup(func() {
+		sh(t, "for link in eth0 cni0 flannel.1 fastnet-wg; do ip link delete $link; done; ip rule delete priority 1000")
+	})
+	states := map[string]netstate.State{"empty": {}}
+	for name, snapshot := range cases() {
+		states[name] = Plan(snapshot).State
+	}
+	names := slices.Sorted(func(yield func(string) bool) {
+		for name := range states {
+			if !yield(name) {
+				return
+			}
+		}
+	})
+	for _, backend := range []netstate.Backend{netstate.NFT, netstate.Legacy} {
+		t.Run(string(backend), func(t *testing.T) {
+			sh(t, strings.ReplaceAll(`for ipt in iptables-BACKEND ip6tables-BACKEND; do
+				for table in nat mangle filter; do $ipt -t $table -N KUBE-KUBELET-CANARY; done
+				$ipt -t nat -A POSTROUTING -o eth0 -j MASQUERADE; $ipt -A FORWARD -i cni0 -j ACCEPT; done`, "BACKEND", string(backend)))
+			t.Cleanup(func() {
+				sh(t, strings.ReplaceAll(`for ipt in iptables-BACKEND ip6tables-BACKEND; do for table in nat mangle filter; do
+					$ipt -t $table -F; $ipt -t $table -X; done; done`, "BACKEND", string(backend)))
+			})
+			if got := netstate.Detect(); got != backend {
+				t.Fatalf("Detect says %s", got)
+			}
+			tables, err := netstate.NewTables(backend, ChainPrefix)
+			if err != nil {
+				t.Fatal(err)
+			}
+			kernel := netstate.New(Scope, tables)
+			before := kernelState(t, backend)
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			random := rand.New(rand.NewPCG(seed, 0))
+			var way []string
+			for _, i := range append(random.Perm(len(names)), random.Perm(len(names))[:6]...) { // every one, and some again
+				way = append(way, names[i])
+			}
+			reached := map[string]string{}
+			for i, name := range append(way, "empty") {
+				if _, err := kernel.Apply(t.Context(), states[name]); err != nil {
+					t.Fatalf("step %d, %s: %v", i, name, err)
+				}
+				if again, err := kernel.Apply(t.Context(), states[name]); err != nil || len(again) > 0 {
+					t.Fatalf("step %d, %s again: %v, changes\n%s", i, name, err, strings.Join(again, "\n"))
+				}
+				now := kernelState(t, backend)
+				if was, ok := reached[name]; ok && indexless(was) != indexless(now) {
+					t.Errorf("step %d, %s is not what it was when reached before:\n%s", i, name, cmp.Diff(indexless(was), indexless(now)))
+				}
+				reached[name] = now
+			}
+			if diff := cmp.Diff(strings.Split(before, "\n"), strings.Split(kernelState(t, backend), "\n")); diff != "" {
+				t.Errorf("after the empty state (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
+// indexless sorts lines and takes link numbers out: the order in which links, and so their routes, were made is no part
+// of a state.
+func indexless(state string) string {
+	lines := strings.Split(state, "\n")
+	for i, line := range lines {
+		if number, rest, ok := strings.Cut(line, ": "); ok && !strings.Contains(number, " ") && !strings.Contains(line, "lookup") {
+			lines[i] = rest
+		}
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+func TestSnapshotOfTheKernel(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: network namespaces")
+	}
+	sh(t, `ip link add eth0 type veth peer name pod0; ip addr add 172.18.0.2/24 dev eth0; ip addr add fd18::2/64 dev eth0 nodad
+		sysctl -qw net.ipv4.conf.eth0.rp_filter=1 net.ipv4.ip_forward=1`)
+	t.Cleanup(func() { sh(t, "ip link delete eth0") })
+	var s Snapshot
+	if err := s.kernel(map[string]int{"eth0": 0}); err != nil {
+		t.Fatal(err)
+	}
+	want := []Link{{Name: "eth0", Kind: "veth", MTU: 1500, Addresses: prefixes("172.18.0.2/24", "fd18::2/64"), RPFilter: 1, Loosened: true}}
+	compare := cmp.Comparer(func(a, b Link) bool { return fmt.Sprint(a) == fmt.Sprint(b) })
+	if diff := cmp.Diff(want, s.Links, compare); diff != "" {
+		t.Errorf("links (-want +got):\n%s", diff)
+	}
+	if !s.ForwardIPv4 || !s.IPv6 {
+		t.Errorf("forwards IPv4 %t, has IPv6 %t; want both", s.ForwardIPv4, s.IPv6)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	m := newMetrics()
+	m.observe(0, Plan(base()), 3, nil)
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
+		t.Errorf("lint: %v %v", problems, err)
+	}
+	routes := map[string]float64{}
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			if family.GetName() == "fastnet_routeagent_routes" {
+				routes[metric.GetLabel()[0].GetValue()] = metric.GetGauge().GetValue()
+			}
+		}
+	}
+	if want := map[string]float64{"gateway": 0, "direct": 3, "tunnel": 0, "blackhole": 0}; !cmp.Equal(routes, want) {
+		t.Errorf("routes %v, want %v", routes, want)
+	}
+}
