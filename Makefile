@@ -19,8 +19,8 @@ help: ## List the targets
 
 build: ## Build all binaries into dist/bin
 	@mkdir -p $(DIST)/bin
-	go build -trimpath -ldflags '$(LDFLAGS)' -o $(DIST)/bin/ $(addprefix ./cmd/,$(COMMANDS)) ./test/whereami
-	go build -trimpath -ldflags '$(LDFLAGS)' -o $(DIST)/bin/coredns ./coredns-build
+	go build -ldflags '$(LDFLAGS)' -o $(DIST)/bin/ $(addprefix ./cmd/,$(COMMANDS)) ./test/whereami
+	go build -ldflags '$(LDFLAGS)' -o $(DIST)/bin/coredns ./coredns-build
 
 images: build ## Write the container images, as OCI archives, to dist/images
 	@test/prepare images
@@ -29,7 +29,7 @@ images: build ## Write the container images, as OCI archives, to dist/images
 kubernetes: # Kubernetes and etcd for the lab, one binary
 	@test -e $(DIST)/lab/kube || echo "building Kubernetes for the lab: 8 to 12 minutes the first time, seconds later"
 	test/lab/kube/build $(DIST)/lab
-	go build -trimpath -ldflags '-s -w' -o $(DIST)/lab/pause ./test/lab/pause
+	go build -ldflags '-s -w' -o $(DIST)/lab/pause ./test/lab/pause
 
 lab: prepare kubernetes images ## Start two clusters with Fastnet on them (dist/bin/fastnet-lab has more)
 	$(DIST)/bin/fastnet-lab up --install
@@ -46,7 +46,7 @@ test: ## Run every test that needs no cluster, with the race detector (as root: 
 	CGO_ENABLED=1 go test -json -race -timeout 10m ./... | go run ./test/tally -append $(DIST)/tally
 
 e2e: prepare kubernetes images ## Run the end-to-end tests in the lab
-	go test -json -tags e2e -count 1 -timeout 25m ./test/e2e/... ./test/lab/... | go run ./test/tally -append $(DIST)/tally
+	go test -json -tags e2e -count 1 -p 1 -timeout 25m ./test/e2e ./test/lab | go run ./test/tally -append $(DIST)/tally
 
 bench: ## Run the benchmarks
 	go test -run '^$$' -bench . -benchmem ./plugin/... ./internal/...

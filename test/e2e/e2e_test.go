@@ -90,6 +90,15 @@ func stage(t *testing.T) (context.Context, *story.Teller) {
 	return t.Context(), world.teller
 }
 
+// inspection begins a test that looks at the lab whatever became of the tests before it.
+func inspection(t *testing.T) context.Context {
+	t.Helper()
+	if world.wan == nil {
+		t.Fatal("the lab did not start")
+	}
+	return t.Context()
+}
+
 func must[T any](t *testing.T) func(T, error) T {
 	return func(value T, err error) T {
 		t.Helper()
@@ -251,7 +260,7 @@ func TestLeave(t *testing.T) {
 	for _, line := range []string{
 		"kubectl fastnet --context c2 leave --yes",
 		"kubectl fastnet --context c1 leave --yes",
-		"kubectl fastnet --context c1 broker undeploy --yes",
+		"kubectl fastnet --context c1 broker undeploy",
 	} {
 		if err := teller.Run(ctx, line); err != nil {
 			t.Fatal(err)
@@ -287,7 +296,7 @@ func TestLeave(t *testing.T) {
 
 // TestWANSawNoClearPodPacket looks back on everything until here: joining, stories, killed daemons, cuts, leaving.
 func TestWANSawNoClearPodPacket(t *testing.T) {
-	ctx, _ := stage(t)
+	ctx := inspection(t)
 	if err := world.wan.stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -301,7 +310,7 @@ func TestWANSawNoClearPodPacket(t *testing.T) {
 }
 
 func TestDownLeavesNothing(t *testing.T) {
-	ctx, _ := stage(t)
+	ctx := inspection(t)
 	if err := world.lab.Down(ctx); err != nil {
 		t.Fatal(err)
 	}
