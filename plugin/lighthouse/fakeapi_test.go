@@ -63,12 +63,25 @@ type fakeEvent struct {
 	Object  map[string]any `json:"object"`
 }
 
-// newFakeAPI serves every collection, empty.
+// denyAll denies every path, or with 0 serves them again as in the beginning.
+func (f *fakeAPI) denyAll(status int) {
+	f.change(func() {
+		for path := range f.objects {
+			f.status[path] = status
+		}
+		if status == 0 {
+			f.status[pathImportsAlpha] = http.StatusNotFound
+		}
+		f.drop++
+	})
+}
+
+// newFakeAPI serves every collection, empty, except the old version of ServiceImport.
 func newFakeAPI(t testing.TB) *fakeAPI {
 	f := &fakeAPI{
 		version: 1,
 		changed: make(chan struct{}),
-		status:  map[string]int{},
+		status:  map[string]int{pathImportsAlpha: http.StatusNotFound},
 		objects: map[string]map[string]map[string]any{},
 		events:  map[string][]fakeEvent{},
 	}

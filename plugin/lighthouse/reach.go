@@ -18,6 +18,7 @@ type suspicion struct {
 	up    map[*cluster]struct{}  // what the Gateways say now
 	lost  map[*cluster]time.Time // when those that are not up were lost
 	timer *time.Timer            // runs while we suspect ourselves
+	round int                    // counts the timers
 }
 
 // setGateway takes a new state of a Gateway.
@@ -87,9 +88,9 @@ func (w *world) setReach(next *zone) bool {
 		}
 	}
 	if r.suspect {
-		var timer *time.Timer
-		timer = time.AfterFunc(suspicionLasts, func() { w.endSuspicion(timer) })
-		s.timer = timer
+		s.round++
+		round := s.round
+		s.timer = time.AfterFunc(suspicionLasts, func() { w.endSuspicion(round) })
 	} else if s.timer != nil {
 		s.timer.Stop()
 		s.timer = nil
@@ -99,10 +100,10 @@ func (w *world) setReach(next *zone) bool {
 	return changed
 }
 
-// endSuspicion believes the Gateways after all. A timer that was stopped too late finds another one in its place, or none.
-func (w *world) endSuspicion(timer *time.Timer) {
+// endSuspicion believes the Gateways after all. A timer that was stopped too late finds none in its place, or a later one.
+func (w *world) endSuspicion(round int) {
 	w.change(func(next *zone) bool {
-		if w.suspicion.timer != timer {
+		if w.suspicion.timer == nil || w.suspicion.round != round {
 			return false
 		}
 		w.suspicion.timer = nil

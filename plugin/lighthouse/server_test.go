@@ -218,18 +218,14 @@ func TestFailedReload(t *testing.T) {
 func TestStartWithoutAPI(t *testing.T) {
 	api := newFakeAPI(t)
 	api.load(t, watched)
-	for path := range api.objects {
-		api.deny(path, http.StatusServiceUnavailable)
-	}
+	api.denyAll(http.StatusServiceUnavailable)
 	i, server := startServer(t, strings.Replace(strings.Replace(chain, "kubeconfig", "startup_timeout 10ms\n\t\tkubeconfig", 1), "cache 30", "", 1), api)
 	defer i.Stop()
 	defer i.ShutdownCallbacks()
 	if m, err := exchange("udp", server, "web.shop", dns.TypeA); err != nil || m.Rcode != dns.RcodeServerFailure {
 		t.Errorf("got %v, %v", m, err)
 	}
-	for path := range api.objects {
-		api.deny(path, 0)
-	}
+	api.denyAll(0)
 	eventually(t, "answer", func() bool {
 		m, err := exchange("udp", server, "web.shop", dns.TypeA)
 		return err == nil && len(m.Answer) == 1

@@ -277,7 +277,8 @@ type resourceWatch struct {
 	pace     pace
 
 	mu     sync.Mutex
-	logged time.Time // when the failure that lasts was logged; zero where there is none
+	logged time.Time           // when the failure that lasts was logged; zero where there is none
+	reason metav1.StatusReason // of that failure
 }
 
 // run lists and watches until ctx ends. What goes wrong is logged and tried again; what was read stays served meanwhile.
@@ -357,10 +358,11 @@ func (rw *resourceWatch) tried(ctx context.Context, err error) {
 func (rw *resourceWatch) failed(err error) {
 	watchErrors.WithLabelValues(string(rw.resource)).Inc()
 	rw.mu.Lock()
-	due := time.Since(rw.logged) >= repeatLog
-	first := rw.logged.IsZero()
+	reason := apierrors.ReasonForError(err)
+	first := rw.logged.IsZero() || reason != rw.reason
+	due := first || time.Since(rw.logged) >= repeatLog
 	if due {
-		rw.logged = time.Now()
+		rw.logged, rw.reason = time.Now(), reason
 	}
 	rw.mu.Unlock()
 	optional := rw.resource == resourceGateways || rw.resource == resourceProperties

@@ -173,9 +173,7 @@ func TestMissingResource(t *testing.T) {
 			if s.waitSynced(0) {
 				t.Error("synced")
 			}
-			for _, path := range c.paths {
-				api.deny(path, 0)
-			}
+			api.denyAll(0)
 			eventually(t, "ready", l.Ready)
 			wantShort(t, l, "web.shop A", "10.96.0.1")
 			if !s.waitSynced(0) {
@@ -211,6 +209,7 @@ func TestAlpha(t *testing.T) {
 	api := newFakeAPI(t)
 	api.load(t, watched)
 	api.deny(pathImports, http.StatusNotFound)
+	api.deny(pathImportsAlpha, 0)
 	i := parseObjects(t, "import shop/old ClusterSetIP ips=10.96.0.7 ports=http/tcp/80").imports[0]
 	i.TypeMeta.APIVersion, i.TypeMeta.Kind = "multicluster.x-k8s.io/v1alpha1", "ServiceImport"
 	api.put(t, pathImportsAlpha, i)
@@ -234,18 +233,14 @@ func TestAPIServerAway(t *testing.T) {
 	eventually(t, "ready", l.Ready)
 	for _, status := range []int{http.StatusInternalServerError, http.StatusNotFound, http.StatusForbidden} {
 		before := len(api.requests())
-		for path := range api.objects {
-			api.deny(path, status)
-		}
+		api.denyAll(status)
 		eventually(t, "tried again", func() bool { return len(api.requests()) > before+20 })
 		if got := short(t, l, "web.shop A"); got != "10.96.0.1" || !l.Ready() {
 			t.Errorf("status %d: got %s", status, got)
 		}
 	}
 	api.load(t, "import shop/web ClusterSetIP ips=10.96.0.4")
-	for path := range api.objects {
-		api.deny(path, 0)
-	}
+	api.denyAll(0)
 	wantShort(t, l, "web.shop A", "10.96.0.4")
 }
 
@@ -259,7 +254,6 @@ func TestCRDRemoved(t *testing.T) {
 	api.remove(pathImports, "shop", "web")
 	wantShort(t, l, "web.shop A", "NXDOMAIN")
 	api.deny(pathImports, http.StatusNotFound)
-	api.deny(pathImportsAlpha, http.StatusNotFound)
 	wantShort(t, l, "web.shop A", "SERVFAIL")
 	api.deny(pathImports, 0)
 	wantShort(t, l, "web.shop A", "NXDOMAIN")
