@@ -1,0 +1,140 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/gateway/cable"
+)
+
+// stub is a driver whose cables are whatever a test says.
+type stub struct{ report cable.Report }
+
+func (stub) PublicKey() (string, error)                     { return "key", nil }
+func (stub) Apply(context.Context, cable.Config) error      { return nil }
+func (s stub) Report(context.Context) (cable.Report, error) { return s.report, nil }
+func (stub) Remove(context.Context) error                   { return nil }
+func (stub) Close() error                                   { return nil }
+
+func testProber() *prober { return newProber(func() {}, slog.New(slog.DiscardHandler)) }
+
+func TestStatus(t *testing.T) {
+	now := time.Unix(2000, 500)
+	desired := Plan(base())
+	desired.Problems = []string{"something"}
+	report := cable.Report{Driver: "wireguard (in-process)", Cables: []cable.Cable{
+		{Endpoint: "c2.a", PeerAddress: netip.MustParseAddrPort("192.0.2.9:51820")}, {Endpoint: "c2.b"},
+	}}
+	health := map[string]Health{
+		"c2.a": {State: v1alpha1.CableUp, Since: time.Unix(1000, 900), RTT: 1234567 * time.Nanosecond},
+		"c2.b": {State: v1alpha1.CableDown, Since: time.Unix(1500, 0), RTT: time.Millisecond},
+	}
+	at := func(seconds int64) metav1.Time { return metav1.NewTime(time.Unix(seconds, 0)) }
+	want := v1alpha1.GatewayStatus{Driver: "wireguard (in-process)", Problems: []string{"something"}, Cables: []v1alpha1.Cable{
+		{ClusterID: "c2", Endpoint: "c2.a", Driver: "wireguard", PeerAddress: "192.0.2.9:51820", State: "up", RTTMilliseconds: "1.235", Since: at(1000)},
+		{ClusterID: "c2", Endpoint: "c2.b", Driver: "wireguard", State: "down", Since: at(1500)},
+		{ClusterID: "c3", Endpoint: "c3.x", Driver: "wireguard", State: "connecting", Since: at(2000)},
+	}}
+	got := status(desired, report, health, "wireguard", now)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	slower := status(desired, report, map[string]Health{"c2.a": {State: "up", Since: time.Unix(1000, 0), RTT: time.Second}, "c2.b": health["c2.b"]}, "wireguard", now)
+	if !cmp.Equal(settled(got), settled(slower)) {
+		t.Error("another RTT counts as a change")
+	}
+	if got.Cables[0].RTTMilliseconds != "1.235" {
+		t.Error("comparing has changed the status")
+	}
+}
+
+// A restart is no change of state: a cable that was up stays up, since when it was, until its probes fail.
+func TestStateIsTakenOverFromTheProcessBefore(t *testing.T) {
+	p := testProber()
+	since := metav1.NewTime(time.Unix(1000, 0))
+	p.seed([]v1alpha1.Cable{
+		{Endpoint: "c2.a", State: v1alpha1.CableUp, Since: since, RTTMilliseconds: "2.500"},
+		{Endpoint: "c2.b", State: v1alpha1.CableDown, Since: since}, {Endpoint: "c9.gone", State: v1alpha1.CableUp, Since: since},
+	})
+	probe := netip.MustParseAddr("fe80::1%fastnet-wg")
+	p.set(cable.Report{Cables: []cable.Cable{{Endpoint: "c2.a", Probe: probe}, {Endpoint: "c2.b", Probe: probe}}})
+	health := p.health()
+	if h := health["c2.a"]; h.State != v1alpha1.CableUp || !h.Since.Equal(since.Time) || h.RTT != 2500*time.Microsecond {
+		t.Errorf("c2.a is %+v, want it up as before", h)
+	}
+	if h := health["c2.b"]; h.State != v1alpha1.CableConnecting {
+		t.Errorf("c2.b is %+v, want it connecting", h)
+	}
+	if len(health) != 2 {
+		t.Errorf("cables %v, want two", health)
+	}
+	for range downAfter + 1 {
+		p.questions()
+	}
+	if h := p.health()["c2.a"]; h.State != v1alpha1.CableDown {
+		t.Errorf("without answers c2.a is %+v, want it down", h)
+	}
+}
+
+func TestAnswersCountOnlyFromThePeerTheyWereAskedOf(t *testing.T) {
+	p := testProber()
+	asked := netip.MustParseAddr("fe80::1%fastnet-wg")
+	p.set(cable.Report{Cables: []cable.Cable{{Endpoint: "c2.a", Probe: asked}}})
+	p.questions()
+	for _, wrong := range []struct {
+		sequence uint64
+		from     string
+	}{{1, "fe80::2"}, {7, "fe80::1"}} {
+		if p.answer(wrong.sequence, netip.MustParseAddr(wrong.from), time.Now()); p.health()["c2.a"].State != v1alpha1.CableConnecting {
+			t.Errorf("an answer %d from %s counts", wrong.sequence, wrong.from)
+		}
+	}
+	p.answer(1, netip.MustParseAddr("fe80::1"), time.Now())
+	if p.health()["c2.a"].State != v1alpha1.CableUp {
+		t.Error("the right answer does not count")
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	report := cable.Report{Cables: []cable.Cable{{Endpoint: "c2.a", LastHandshake: time.Unix(5, 0), Sent: 1, Received: 2}}}
+	g := newGateway(Config{}, nil, nil, stub{report}, nil, nil)
+	g.prober = testProber()
+	g.prober.set(report)
+	g.last.desired = Plan(base())
+	registry, err := newRegistry(g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	families, err := registry.Gather()
+	if err != nil || len(families) < 5 {
+		t.Fatalf("%d metrics: %v", len(families), err)
+	}
+	if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
+		t.Errorf("lint: %v %v", problems, err)
+	}
+}
+
+func TestReadyOnlyAfterARound(t *testing.T) {
+	g := newGateway(Config{Log: slog.New(slog.DiscardHandler)}, nil, nil, stub{}, nil, nil)
+	if g.ready() == nil {
+		t.Error("ready before any round")
+	}
+	if err := g.ended(outcome{err: errors.New("no")}); err == nil || g.ready() == nil {
+		t.Error("ready after a failed round")
+	}
+	if err := g.ended(outcome{done: true}); err != nil || g.ready() != nil {
+		t.Error("not ready after a good round")
+	}
+	if err := g.ended(outcome{err: errors.New("API server away")}); err == nil || g.ready() != nil {
+		t.Error("no longer ready when the API server is away: the cables work on")
+	}
+}
