@@ -43,7 +43,7 @@ func (l *Lighthouse) Name() string { return pluginName }
 func (l *Lighthouse) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	state := request.Request{W: w, Req: r}
 	qname, qtype := state.Name(), state.QType()
-	zoneName := l.zones.Matches(qname)
+	zoneName := matchZone(l.zones, qname)
 	if zoneName == "" {
 		return plugin.NextOrFailure(pluginName, l.Next, ctx, w, r)
 	}
@@ -202,12 +202,13 @@ func (l *Lighthouse) write(state request.Request, m *reply, rcode int, kind kind
 	return dns.RcodeSuccess, nil
 }
 
-// Ready implements ready.Readiness.
-func (l *Lighthouse) Ready() bool { return l.world.current.Load().synced }
+// Ready implements ready.Readiness. A cluster without the MCS API, or without rights to it, has SERVFAIL in this zone, and
+// is ready all the same: its pods must not lose the rest of their DNS over it.
+func (l *Lighthouse) Ready() bool { return l.world.current.Load().settled }
 
 // Metadata implements metadata.Provider.
 func (l *Lighthouse) Metadata(ctx context.Context, state request.Request) context.Context {
-	zoneName := l.zones.Matches(state.Name())
+	zoneName := matchZone(l.zones, state.Name())
 	if zoneName == "" {
 		return ctx
 	}

@@ -35,22 +35,34 @@ type question struct {
 	left string
 }
 
+// matchZone gives the longest of zones that name lies in, "" for none. All are lower-case and fully qualified.
+func matchZone(zones []string, name string) string {
+	longest := ""
+	for _, zone := range zones {
+		if len(zone) > len(longest) && inZone(name, zone) {
+			longest = zone
+		}
+	}
+	return longest
+}
+
+func inZone(name, zone string) bool {
+	n := len(name) - len(zone)
+	return zone == "." || strings.HasSuffix(name, zone) && (n == 0 || name[n-1] == '.' && !escaped(name, n-1))
+}
+
 // parseName takes apart qname, lower-case and fully qualified, which lies in zone.
 func parseName(qname, zone string) question {
-	if !strings.HasSuffix(qname, zone) {
+	if !inZone(qname, zone) {
 		return question{}
 	}
 	rest := qname[:len(qname)-len(zone)]
 	if rest == "" {
 		return question{place: placeApex}
 	}
-	if zone == "." {
-		rest += "." // the root's own dot is the one after the last label
+	if zone != "." { // whose dot is the one after the last label
+		rest = rest[:len(rest)-1]
 	}
-	if rest[len(rest)-1] != '.' {
-		return question{}
-	}
-	rest = rest[:len(rest)-1]
 	switch rest {
 	case "dns-version":
 		return question{place: placeVersion}

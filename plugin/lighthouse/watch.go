@@ -299,9 +299,10 @@ func (rw *resourceWatch) run(ctx context.Context) {
 					break
 				}
 				unknown = 0
-				rw.world.missing(rw.resource)
+				rw.world.setRefused(rw.resource, true)
 				pause = rw.pace.afterRefusal
 			case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
+				rw.world.setRefused(rw.resource, false)
 				pause = rw.pace.afterRefusal
 			}
 			if pause > 0 && err != nil {

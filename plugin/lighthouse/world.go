@@ -26,6 +26,7 @@ type world struct {
 	gateways   map[objectKey][]string // clusters to which that gateway's cables are up
 	clusters   map[string]*cluster
 	unsynced   map[resource]struct{}
+	refused    map[resource]struct{} // unsynced, because the API server has no such resource or gives no right to it
 	suspicion  suspicion
 	held       held
 }
@@ -55,6 +56,7 @@ func newWorld(resources ...resource) *world {
 		gateways:   map[objectKey][]string{},
 		clusters:   map[string]*cluster{},
 		unsynced:   map[resource]struct{}{},
+		refused:    map[resource]struct{}{},
 	}
 	for _, r := range resources {
 		w.unsynced[r] = struct{}{}
@@ -65,6 +67,7 @@ func newWorld(resources ...resource) *world {
 	w.current.Store(&zone{
 		serial:     uint32(time.Now().Unix()),
 		synced:     len(resources) == 0,
+		settled:    len(resources) == 0,
 		services:   newTable[*service](),
 		namespaces: newTable[struct{}](),
 		reach:      reach{everything: true},
@@ -86,7 +89,7 @@ func (w *world) changeLocked(fn func(next *zone) bool) {
 	if fn(&next) {
 		// Serials are seconds where changes are rare, so that they rise over a restart as well.
 		next.serial = max(old.serial+1, uint32(time.Now().Unix()))
-	} else if next.synced == old.synced {
+	} else if next.synced == old.synced && next.settled == old.settled {
 		return
 	}
 	w.current.Store(&next)
@@ -98,34 +101,45 @@ func (w *world) setSynced(r resource, synced bool) {
 	w.change(func(next *zone) bool {
 		if synced {
 			delete(w.unsynced, r)
+			delete(w.refused, r)
 		} else {
 			w.unsynced[r] = struct{}{}
 		}
-		next.synced = len(w.unsynced) == 0
-		if next.synced {
-			select {
-			case <-w.firstSync:
-			default:
-				close(w.firstSync)
-			}
-		}
+		w.settle(next)
 		return false
 	})
 }
 
-// missing is how the world takes the news that the API server does not know a resource. It is nothing to worry about for
-// the optional ones, which then count as listed and empty. Where objects are held they are kept: an API server that
-// starts may deny for a moment the kinds it has.
-func (w *world) missing(r resource) {
-	if r == resourceGateways || r == resourceProperties {
-		w.setSynced(r, true)
-		return
-	}
-	w.mu.Lock()
-	empty := r == resourceImports && len(w.imports) == 0
-	w.mu.Unlock()
-	if empty {
-		w.setSynced(r, false)
+// setRefused takes the news that the API server has no such resource, or gives no right to it.
+//
+// Where there is no such resource, that is nothing to worry about for the optional ones, which then count as listed and
+// empty. What is held is kept in any case: an API server that starts may deny for a moment the kinds it has.
+func (w *world) setRefused(r resource, missing bool) {
+	w.change(func(next *zone) bool {
+		switch {
+		case missing && (r == resourceGateways || r == resourceProperties):
+			delete(w.unsynced, r)
+		case missing && r == resourceImports && len(w.imports) == 0:
+			w.unsynced[r] = struct{}{}
+		}
+		if _, waiting := w.unsynced[r]; waiting {
+			w.refused[r] = struct{}{}
+		}
+		w.settle(next)
+		return false
+	})
+}
+
+// settle tells next what is still to be read.
+func (w *world) settle(next *zone) {
+	next.synced = len(w.unsynced) == 0
+	next.settled = len(w.unsynced) == len(w.refused)
+	if next.synced {
+		select {
+		case <-w.firstSync:
+		default:
+			close(w.firstSync)
+		}
 	}
 }
 

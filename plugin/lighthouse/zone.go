@@ -13,6 +13,8 @@ import (
 type zone struct {
 	// synced tells that every kind of object has been read; before that, nobody can say that a name does not exist.
 	synced bool
+	// settled tells that nothing is worth waiting for: what has not been read has been refused.
+	settled bool
 	// serial of the SOA record; it rises with every change of records.
 	serial uint32
 	// services by "service.namespace".
