@@ -103,7 +103,7 @@ func Decide(in Input) Plan {
 		for _, endpoint := range endpoints {
 			since = min(since, endpoint.CreationTimestamp.Unix())
 		}
-		prefixes, problems := parse(endpoints[0])
+		prefixes, problems := fitting(endpoints[0], in)
 		plan.Problems = append(plan.Problems, problems...)
 		for _, prefix := range prefixes {
 			claims = append(claims, claim{prefix: prefix, cluster: id, endpoint: endpoints[0].Name, since: since})
@@ -118,8 +118,8 @@ func Decide(in Input) Plan {
 
 	believed := map[string][]netip.Prefix{}
 	for _, c := range claims {
-		if why := refusal(c, claims, in); why != "" {
-			plan.Problems = append(plan.Problems, fmt.Sprintf("cluster %s: CIDR %s of Endpoint %s %s: refused", c.cluster, c.prefix, c.endpoint, why))
+		if rivals := rivals(c, claims); rivals != "" {
+			plan.Problems = append(plan.Problems, refused(c.cluster, c.endpoint, c.prefix, rivals))
 			continue
 		}
 		believed[c.endpoint] = append(believed[c.endpoint], c.prefix)
@@ -156,18 +156,23 @@ func twin(endpoints []v1alpha1.Endpoint) string {
 	return ""
 }
 
-// parse reads an Endpoint's prefixes; of two that overlap it keeps the wider.
-func parse(endpoint v1alpha1.Endpoint) (prefixes []netip.Prefix, problems []string) {
+// fitting reads an Endpoint's prefixes and refuses, before they can stand in anybody's way, those that no cluster could
+// have; of two that overlap it keeps the wider.
+func fitting(endpoint v1alpha1.Endpoint, in Input) (disjoint []netip.Prefix, problems []string) {
+	var prefixes []netip.Prefix
 	for _, text := range endpoint.Spec.Prefixes {
 		prefix, err := netip.ParsePrefix(text)
 		if err != nil {
 			problems = append(problems, fmt.Sprintf("cluster %s: Endpoint %s: %q is no CIDR", endpoint.Spec.ClusterID, endpoint.Name, text))
 			continue
 		}
+		if why := unfit(prefix.Masked(), in); why != "" {
+			problems = append(problems, refused(endpoint.Spec.ClusterID, endpoint.Name, prefix.Masked(), why))
+			continue
+		}
 		prefixes = append(prefixes, prefix.Masked())
 	}
 	slices.SortFunc(prefixes, func(a, b netip.Prefix) int { return cmp.Or(cmp.Compare(a.Bits(), b.Bits()), a.Compare(b)) })
-	var disjoint []netip.Prefix
 	for _, prefix := range prefixes {
 		if !slices.ContainsFunc(disjoint, prefix.Overlaps) {
 			disjoint = append(disjoint, prefix)
@@ -176,25 +181,34 @@ func parse(endpoint v1alpha1.Endpoint) (prefixes []netip.Prefix, problems []stri
 	return disjoint, problems
 }
 
-// refusal says why a claim is not believed, "" when it is.
-func refusal(c claim, claims []claim, in Input) string {
-	addr := c.prefix.Addr()
+func refused(cluster, endpoint string, prefix netip.Prefix, why string) string {
+	return fmt.Sprintf("cluster %s: CIDR %s of Endpoint %s %s: refused", cluster, prefix, endpoint, why)
+}
+
+// unfit says why no other cluster can have a prefix, "" when one can.
+func unfit(prefix netip.Prefix, in Input) string {
+	addr := prefix.Addr()
 	switch {
-	case c.prefix.Bits() == 0:
+	case prefix.Bits() == 0:
 		return "is a default route"
 	case addr.IsLoopback(), addr.IsLinkLocalUnicast(), addr.IsMulticast(), addr.IsUnspecified(), addr.Is4In6():
 		return "is no range for pods or services"
 	}
 	for _, own := range in.Prefixes {
-		if c.prefix.Overlaps(own) {
+		if prefix.Overlaps(own) {
 			return fmt.Sprintf("overlaps this cluster's %s", own)
 		}
 	}
 	for _, node := range in.Nodes {
-		if c.prefix.Contains(node) {
+		if prefix.Contains(node) {
 			return fmt.Sprintf("covers this cluster's node address %s", node)
 		}
 	}
+	return ""
+}
+
+// rivals names the claims of other clusters that a claim does not stand up to, "" when it does to all.
+func rivals(c claim, claims []claim) string {
 	var rivals []string
 	for _, other := range claims {
 		if other.cluster != c.cluster && other.prefix.Overlaps(c.prefix) && other.since <= c.since {

@@ -55,9 +55,8 @@ func TestDecide(t *testing.T) {
 		{"one that is being deleted does not count", []v1alpha1.Endpoint{
 			change(endpoint("c2.y", 1, "10.9.0.0/16"), func(e *v1alpha1.Endpoint) { e.DeletionTimestamp = &metav1.Time{} }), endpoint("c2.z", 1, "10.9.0.0/16")},
 			"local  on \nc2.z of c2 at " + at + ": [10.9.0.0/16]\n"},
-		// 10.0.0.0/8 swallows 10.99.0.0/16, which alone would have been fine: the claim is judged as it was made.
 		{"ours and our nodes' are refused", []v1alpha1.Endpoint{endpoint("c2.b", 1, "10.0.0.0/8", "172.18.0.0/16", "10.99.0.0/16", "fd00:8:5::/48")},
-			"local  on \nc2.b of c2 at " + at + ": []\n" +
+			"local  on \nc2.b of c2 at " + at + ": [10.99.0.0/16]\n" +
 				"cluster c2: CIDR 10.0.0.0/8 of Endpoint c2.b overlaps this cluster's 10.8.0.0/16: refused\n" +
 				"cluster c2: CIDR 172.18.0.0/16 of Endpoint c2.b covers this cluster's node address 172.18.0.2: refused\n" +
 				"cluster c2: CIDR fd00:8:5::/48 of Endpoint c2.b overlaps this cluster's fd00:8::/32: refused\n"},
@@ -72,6 +71,12 @@ func TestDecide(t *testing.T) {
 			"local  on \nc2.b of c2 at " + at + ": []\nc3.c of c3 at " + at + ": []\n" +
 				"cluster c2: CIDR 10.9.0.0/16 of Endpoint c2.b overlaps 10.9.0.0/16 of cluster c3: refused\n" +
 				"cluster c3: CIDR 10.9.0.0/16 of Endpoint c3.c overlaps 10.9.0.0/16 of cluster c2: refused\n"},
+		{"what is refused anyway stands in nobody's way", []v1alpha1.Endpoint{
+			endpoint("c2.b", 1, "0.0.0.0/0", "::/0", "10.0.0.0/8", "10.9.0.0/16"), endpoint("c3.c", 1, "10.7.0.0/16", "fd00:7::/32")},
+			"local  on \nc2.b of c2 at " + at + ": [10.9.0.0/16]\nc3.c of c3 at " + at + ": [10.7.0.0/16 fd00:7::/32]\n" +
+				"cluster c2: CIDR 0.0.0.0/0 of Endpoint c2.b is a default route: refused\n" +
+				"cluster c2: CIDR 10.0.0.0/8 of Endpoint c2.b overlaps this cluster's 10.8.0.0/16: refused\n" +
+				"cluster c2: CIDR ::/0 of Endpoint c2.b is a default route: refused\n"},
 		{"two clusters with one ID", []v1alpha1.Endpoint{endpoint("c2.b", 1, "10.9.0.0/16"),
 			change(endpoint("c2.c", 1, "10.9.0.0/16"), func(e *v1alpha1.Endpoint) { e.Spec.ClusterUID = "another" })},
 			"local  on \ncluster c2: Endpoints c2.b and c2.c come from two clusters with one ID: both refused\n"},
