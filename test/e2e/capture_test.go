@@ -3,9 +3,11 @@
 package e2e
 
 import (
-	"bytes"
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -14,56 +16,67 @@ import (
 	"github.com/fastnet-io/fastnet/test/lab"
 )
 
-// capture is a tcpdump on the network between the clusters.
+// capture is what the network between the clusters saw: a tcpdump on each of the router's interfaces. An interface is the
+// bridge that a cluster's nodes are plugged into, and sees what is sent to the router or comes from it; what nodes of one
+// cluster send each other passes the bridge's ports alone.
 type capture struct {
-	file    string
-	command *exec.Cmd
-	errors  bytes.Buffer
+	files    []string
+	commands []*exec.Cmd
 }
 
-// startCapture writes the head of every packet that the WAN sees to a file in dir, from when it returns.
+// startCapture writes the head of every packet that the router sees to files in dir, from when it returns.
 func startCapture(ctx context.Context, l *lab.Lab, dir string) (*capture, error) {
-	c := &capture{file: filepath.Join(dir, "wan.pcap")}
-	// Buffered by packet, so that what is captured is in the file when tcpdump is asked to end.
-	c.command = l.WAN().Command(ctx, "tcpdump", "-i", "any", "-n", "-s", "96", "-U", "-B", "16384", "-Z", "root", "-w", c.file)
-	ready, err := c.command.StderrPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := c.command.Start(); err != nil {
-		return nil, err
-	}
-	// tcpdump says "listening on ..." once it listens.
-	line := make([]byte, 1)
-	for !strings.Contains(c.errors.String(), "listening on") {
-		if _, err := ready.Read(line); err != nil {
-			return nil, fmt.Errorf("tcpdump: %w: %s", err, c.errors.String())
+	c := &capture{}
+	for _, cluster := range l.Clusters() {
+		file := filepath.Join(dir, "wan-"+cluster.Name()+".pcap")
+		// Not promiscuous (-p), or the bridge would hand over what passes by; buffered by packet (-U), so that what was
+		// captured is in the file when tcpdump is asked to end.
+		command := l.WAN().Command(ctx, "tcpdump", "-p", "-i", cluster.Name(), "-n", "-s", "96", "-U", "-B", "16384", "-Z", "root", "-w", file)
+		messages, err := command.StderrPipe()
+		if err != nil {
+			return nil, err
 		}
-		c.errors.Write(line)
+		if err := command.Start(); err != nil {
+			return nil, err
+		}
+		lines := bufio.NewReader(messages)
+		for listens := false; !listens; {
+			line, err := lines.ReadString('\n')
+			if err != nil {
+				return nil, fmt.Errorf("tcpdump: %w: %s", err, line)
+			}
+			listens = strings.Contains(line, "listening on")
+		}
+		go io.Copy(io.Discard, lines)
+		c.files, c.commands = append(c.files, file), append(c.commands, command)
 	}
-	go c.errors.ReadFrom(ready)
 	return c, nil
 }
 
 // stop ends the capture.
 func (c *capture) stop() error {
-	if err := syscall.Kill(-c.command.Process.Pid, syscall.SIGINT); err != nil {
-		return err
+	var problems []error
+	for _, command := range c.commands {
+		problems = append(problems, syscall.Kill(-command.Process.Pid, syscall.SIGINT), command.Wait())
 	}
-	return c.command.Wait()
+	return errors.Join(problems...)
 }
 
 // packets are those captured that a filter matches, as tcpdump prints them.
 func (c *capture) packets(ctx context.Context, filter string) ([]string, error) {
-	out, err := exec.CommandContext(ctx, "tcpdump", "-n", "-r", c.file, filter).Output()
-	if err != nil {
-		return nil, fmt.Errorf("tcpdump %q: %w", filter, err)
+	var all []string
+	for _, file := range c.files {
+		out, err := exec.CommandContext(ctx, "tcpdump", "-n", "-r", file, filter).Output()
+		if err != nil {
+			return nil, fmt.Errorf("tcpdump %q: %w", filter, err)
+		}
+		all = append(all, strings.FieldsFunc(string(out), func(r rune) bool { return r == '\n' })...)
 	}
-	return strings.FieldsFunc(string(out), func(r rune) bool { return r == '\n' }), nil
+	return all, nil
 }
 
 // clearFilter matches packets between the two clusters of which either end is a pod or a service: such a packet belongs in
-// the tunnel. Traffic within one cluster, which shares a wire with the WAN's bridge, does not match.
+// the tunnel.
 func clearFilter(l *lab.Lab) string {
 	nets := func(ranges ...lab.Ranges) string {
 		var parts []string

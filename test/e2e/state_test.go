@@ -30,7 +30,8 @@ echo "# nft tables"; nft list tables 2>/dev/null | sort
 echo "# sysctls"; for f in /proc/sys/net/ipv[46]/conf/*/* /proc/sys/net/ipv4/*; do
 	case $f in *veth*|*fib_*hash*) ;; *) [ -f $f ] && [ -r $f ] && echo "$f $(cat $f 2>/dev/null)" ;; esac
 done | grep -e rp_filter -e forwarding -e accept_local -e src_valid -e ip_forward -e accept_ra | sort
-echo "# files"; find /var/lib/fastnet /run/fastnet 2>/dev/null | sort
+# The folder itself is the kubelet's: it made the mount point, and no container can remove its own.
+echo "# files"; find /var/lib/fastnet /run/fastnet -mindepth 1 2>/dev/null | sort
 `
 
 // stateOf is the state of every node of a lab, by name.
