@@ -1,0 +1,305 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/internal/clusterset"
+)
+
+var dual = []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+
+func sliceOf(name string, addresses ...string) *discoveryv1.EndpointSlice {
+	s := newSlice(clusterset.Key{Namespace: "sample", Name: "web"}, "c2", "IPv4", name)
+	s.Name = name
+	s.Endpoints = []discoveryv1.Endpoint{{Addresses: addresses}}
+	return s
+}
+
+// foreign looks like ours but for the owner's mark.
+func foreign(name string) *discoveryv1.EndpointSlice {
+	s := sliceOf(name, "10.0.0.9")
+	s.Labels[discoveryv1.LabelManagedBy] = "somebody.else"
+	return s
+}
+
+// slicesIn lists the slices of a cluster: "a=10.0.0.1 b=10.0.0.2".
+func slicesIn(t *testing.T, s *server) string {
+	t.Helper()
+	var list discoveryv1.EndpointSliceList
+	if err := s.List(t.Context(), &list); err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, slice := range list.Items {
+		all = append(all, slice.Name+"="+slice.Endpoints[0].Addresses[0])
+	}
+	return strings.Join(all, " ")
+}
+
+func TestApplyFromAnyStateToAnother(t *testing.T) {
+	w := newWorld(t)
+	s := w.server("c1", dual, foreign("foreign"))
+	w.server("broker", dual)
+	a := w.agent(t, "c1")
+	for _, step := range []struct {
+		name   string
+		want   []*discoveryv1.EndpointSlice
+		state  string
+		writes int
+	}{
+		{"add", []*discoveryv1.EndpointSlice{sliceOf("a", "10.0.0.1"), sliceOf("b", "10.0.0.2")}, "a=10.0.0.1 b=10.0.0.2 foreign=10.0.0.9", 2},
+		{"nothing to do", []*discoveryv1.EndpointSlice{sliceOf("b", "10.0.0.2"), sliceOf("a", "10.0.0.1")}, "a=10.0.0.1 b=10.0.0.2 foreign=10.0.0.9", 0},
+		{"change one, add one, remove one", []*discoveryv1.EndpointSlice{sliceOf("b", "10.0.0.3"), sliceOf("c", "10.0.0.4")}, "b=10.0.0.3 c=10.0.0.4 foreign=10.0.0.9", 3},
+		{"the uninstall", nil, "foreign=10.0.0.9", 2},
+	} {
+		t.Run(step.name, func(t *testing.T) {
+			snapshot, err := a.snapshot(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := s.writes
+			if err := a.applyLocal(t.Context(), snapshot, &Plan{Slices: step.want}); err != nil {
+				t.Fatal(err)
+			}
+			if got := slicesIn(t, s); got != step.state {
+				t.Errorf("holds %s, want %s", got, step.state)
+			}
+			if got := s.writes - before; got != step.writes {
+				t.Errorf("%d writes, want %d", got, step.writes)
+			}
+		})
+	}
+}
+
+// A watch tells of our own writes late. A second round on the old snapshot must write nothing, and nothing twice.
+func TestApplyKnowsItsOwnWrites(t *testing.T) {
+	w := newWorld(t)
+	s := w.server("c1", dual, sliceOf("old", "10.0.0.1"), sliceOf("changes", "10.0.0.2"))
+	w.server("broker", dual)
+	a := w.agent(t, "c1")
+	stale, err := a.snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan := &Plan{Slices: []*discoveryv1.EndpointSlice{sliceOf("new", "10.0.0.3"), sliceOf("changes", "10.0.0.4")}}
+	for round := range 3 {
+		if err := a.applyLocal(t.Context(), stale, plan); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+	}
+	if s.writes != 3 {
+		t.Errorf("%d writes, want a creation, an update and a deletion", s.writes)
+	}
+	// On the same old snapshot, and a second change.
+	plan.Slices[1] = sliceOf("changes", "10.0.0.5")
+	if err := a.applyLocal(t.Context(), stale, plan); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := slicesIn(t, s), "changes=10.0.0.5 new=10.0.0.3"; got != want {
+		t.Errorf("holds %s, want %s", got, want)
+	}
+}
+
+// One refused object is no reason to leave the others.
+func TestApplyGoesOnAfterARefusal(t *testing.T) {
+	w := newWorld(t)
+	s := w.server("c1", dual)
+	w.server("broker", dual)
+	refusing := interceptor.NewClient(s.WithWatch, interceptor.Funcs{
+		Create: func(ctx context.Context, c client.WithWatch, object client.Object, o ...client.CreateOption) error {
+			if object.GetName() == "bad" {
+				return apierrors.NewForbidden(schema.GroupResource{Resource: "endpointslices"}, "bad", fmt.Errorf("no"))
+			}
+			return c.Create(ctx, object, o...)
+		},
+	})
+	a := w.agent(t, "c1")
+	a.local.writer = refusing
+	snapshot, err := a.snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = a.applyLocal(t.Context(), snapshot, &Plan{Slices: []*discoveryv1.EndpointSlice{sliceOf("bad", "10.0.0.1"), sliceOf("good", "10.0.0.2")}})
+	if err == nil || !strings.Contains(err.Error(), "create EndpointSlice sample/bad") {
+		t.Errorf("error %v does not name the object", err)
+	}
+	if got, want := slicesIn(t, s), "good=10.0.0.2"; got != want {
+		t.Errorf("holds %s, want %s", got, want)
+	}
+}
+
+// What the broker refuses shows in the export's status.
+func TestRefusalOfTheBroker(t *testing.T) {
+	w := newWorld(t)
+	w.server("c1", dual, decode(t, w.scheme, []byte(inEveryCluster))...)
+	b := w.server("broker", dual, decode(t, w.scheme, []byte(onTheBroker))...)
+	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "sample", Name: "web"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80, Protocol: "TCP"}}}}
+	export := decode(t, w.scheme, []byte("apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata: {name: web, namespace: sample}\n"))[0]
+	for _, object := range []client.Object{service, export} {
+		if err := w.servers["c1"].Create(t.Context(), object); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := w.agent(t, "c1")
+	a.broker.writer = interceptor.NewClient(b.WithWatch, interceptor.Funcs{
+		Create: func(context.Context, client.WithWatch, client.Object, ...client.CreateOption) error {
+			return apierrors.NewForbidden(schema.GroupResource{Resource: "exportedservices"}, "c1.web.sample", fmt.Errorf("not your namespace"))
+		},
+	})
+	if err := a.exportRound(t.Context()); err == nil {
+		t.Error("the refusal is no error")
+	}
+	_, p, err := a.plan(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := p.String(); !strings.Contains(got, "Ready False Failed: the broker refuses: ") || !strings.Contains(got, "not your namespace") {
+		t.Errorf("the status does not tell of the refusal:\n%s", got)
+	}
+}
+
+func TestDerivedServiceAsksForItsOldAddresses(t *testing.T) {
+	w := newWorld(t)
+	s := w.server("c1", dual)
+	w.server("broker", dual)
+	asked := ""
+	a := w.agent(t, "c1")
+	a.local.writer = interceptor.NewClient(s.WithWatch, interceptor.Funcs{
+		Create: func(ctx context.Context, c client.WithWatch, object client.Object, o ...client.CreateOption) error {
+			service := object.(*corev1.Service)
+			if asked == "" {
+				asked = strings.Join(service.Spec.ClusterIPs, ",")
+				return apierrors.NewInvalid(schema.GroupKind{Kind: "Service"}, service.Name, nil)
+			}
+			if len(service.Spec.ClusterIPs) > 0 {
+				t.Errorf("asked again for %v", service.Spec.ClusterIPs)
+			}
+			return c.Create(ctx, object, o...)
+		},
+	})
+	snapshot, err := a.snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wanted := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "sample", Name: "derived-x"}, Spec: corev1.ServiceSpec{ClusterIPs: []string{"10.96.0.7"}}}
+	if err := a.applyLocal(t.Context(), snapshot, &Plan{Services: []*corev1.Service{wanted}}); err != nil {
+		t.Errorf("taken addresses are an error: %v", err)
+	}
+	if asked != "10.96.0.7" {
+		t.Errorf("asked for %q first, want 10.96.0.7", asked)
+	}
+}
+
+// FuzzRecords: whatever one member writes, the services of the others are what they were.
+func FuzzRecords(f *testing.F) {
+	f.Add("c2.x.sample", "sample", "x", "ClusterSetIP", "http", "TCP", int32(80), "10.0.0.1", "IPv4", "pod-0", "a", "b")
+	f.Add("c2.web.sample", "sample", "web", "Headless", "", "ICMP", int32(-1), "127.0.0.1", "IPv6", "a.b", "", "\x00")
+	f.Add("c3.web.sample", "sample", "web", "", "a b", "UDP", int32(70000), "fe80::1%eth0", "FQDN", strings.Repeat("a", 300), "a b", "c d")
+	f.Fuzz(func(t *testing.T, name, namespace, service, kind, portName, protocol string, port int32, address, family, hostname, label, value string) {
+		if namespace == "sample" && service == "web" {
+			t.Skip("a part of the same service, if it is well formed")
+		}
+		w := newWorld(t)
+		good := decode(t, w.scheme, []byte(goodRecords))
+		view := func(bad bool) *Snapshot {
+			s := &Snapshot{ClusterID: "c1", BrokerNamespace: "member-c1", Namespaces: map[string]bool{"sample": true}}
+			s.Broker.Synced = true
+			s.Broker.ClusterSet = good[0].(*v1alpha1.ClusterSet)
+			s.Broker.Services = []*v1alpha1.ExportedService{good[1].(*v1alpha1.ExportedService)}
+			s.Broker.Endpoints = []*v1alpha1.ExportedEndpoints{good[2].(*v1alpha1.ExportedEndpoints)}
+			if bad {
+				m := metav1.ObjectMeta{Namespace: "member-c2", Name: name, Labels: map[string]string{v1alpha1.LabelSourceCluster: "c2"}}
+				s.Broker.Services = append(s.Broker.Services, &v1alpha1.ExportedService{ObjectMeta: m, Spec: v1alpha1.ExportedServiceSpec{
+					Namespace: namespace, Name: service, Type: kind, ExportedAt: metav1.NewTime(start), IPFamilies: []string{family}, Addresses: []string{address},
+					Ports: []v1alpha1.ServicePort{{Name: portName, Protocol: protocol, Port: port}}, ExportedLabels: map[string]string{label: value},
+				}})
+				s.Broker.Endpoints = append(s.Broker.Endpoints, &v1alpha1.ExportedEndpoints{ObjectMeta: m, Spec: v1alpha1.ExportedEndpointsSpec{
+					Namespace: namespace, Service: service, IPFamily: family, Ports: []v1alpha1.BackendPort{{Name: portName, Protocol: protocol, Port: port}},
+					Backends: []v1alpha1.Backend{{Addresses: []string{address}, Hostname: hostname}},
+				}})
+				s.Broker.Gateways = append(s.Broker.Gateways, &v1alpha1.Endpoint{ObjectMeta: m, Spec: v1alpha1.EndpointSpec{ClusterID: label, Addresses: []string{address}, Port: port, Prefixes: []string{value}}})
+			}
+			return s
+		}
+		about := func(p Plan) string {
+			var web Plan
+			for _, s := range p.Slices {
+				if s.Labels[v1alpha1.LabelServiceName] == "web" && s.Namespace == "sample" {
+					web.Slices = append(web.Slices, s)
+				}
+			}
+			for _, s := range p.Services {
+				if s.Namespace == "sample" && s.Labels[v1alpha1.LabelServiceName] == "web" {
+					web.Services = append(web.Services, s)
+				}
+			}
+			return web.String()
+		}
+		with, without := BuildPlan(view(true)), BuildPlan(view(false))
+		if about(with) != about(without) || !strings.Contains(about(with), "10.8.0.1 ready") {
+			t.Errorf("another record changed sample/web:\n%s\nwas\n%s", about(with), about(without))
+		}
+		_ = with.String()
+	})
+}
+
+const goodRecords = `
+apiVersion: fastnet.dev/v1alpha1
+kind: ClusterSet
+metadata: {name: clusterset}
+spec: {name: demo, members: [{clusterID: c1, namespace: member-c1}, {clusterID: c2, namespace: member-c2}, {clusterID: c3, namespace: member-c3}]}
+---
+apiVersion: fastnet.dev/v1alpha1
+kind: ExportedService
+metadata: {name: c3.web.sample, namespace: member-c3, labels: {multicluster.kubernetes.io/source-cluster: c3}}
+spec: {namespace: sample, name: web, type: ClusterSetIP, exportedAt: "2026-01-01T00:00:00Z", ports: [{name: http, protocol: TCP, port: 80}], ipFamilies: [IPv4], addresses: [10.96.0.1]}
+---
+apiVersion: fastnet.dev/v1alpha1
+kind: ExportedEndpoints
+metadata: {name: c3.web-1.sample, namespace: member-c3, labels: {multicluster.kubernetes.io/source-cluster: c3}}
+spec: {namespace: sample, service: web, ipFamily: IPv4, ports: [{name: http, protocol: TCP, port: 8080}], backends: [{addresses: [10.8.0.1]}]}
+`
+
+func TestMetricsAreWellFormed(t *testing.T) {
+	m := newMetrics(func() bool { return true })
+	registry := prometheus.NewRegistry()
+	if err := m.register(registry); err != nil {
+		t.Fatal(err)
+	}
+	m.wrote("local", "Service", false)
+	m.saw(&Snapshot{}, &Plan{Conflicts: map[string]int{"PortConflict": 1}})
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	problems, err := promlint.NewWithMetricFamilies(families).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Error(problems, err)
+	}
+	if want := 9; len(families) != want {
+		t.Errorf("%d metrics, want %d", len(families), want)
+	}
+}
+
+func TestConfigReportsEveryProblem(t *testing.T) {
+	_, err := New(Config{ClusterID: "Up"})
+	for _, want := range []string{"cluster ID", "namespace on the broker", "two clients", "clock"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v does not say %q", err, want)
+		}
+	}
+}
