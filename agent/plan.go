@@ -184,7 +184,10 @@ func (p *Plan) remoteContributions(s *Snapshot, roster clusterset.Roster) map[cl
 func (p *Plan) exportStatus(s *Snapshot, key clusterset.Key, e export, has published, conflicts []clusterset.Conflict) {
 	status := ExportStatus{Key: key, Conditions: []metav1.Condition{e.valid}}
 	if e.contribution == nil {
-		status.Conditions = append(status.Conditions, e.ready, agreement(nil))
+		status.Conditions = append(status.Conditions, e.ready)
+		if s.Broker.Synced {
+			status.Conditions = append(status.Conditions, agreement(nil))
+		}
 	} else {
 		service, endpoints := p.publish(s, e.contribution)
 		if ready := readiness(s, s.Exports[key], has, service, endpoints); ready != nil {

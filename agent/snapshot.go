@@ -80,10 +80,11 @@ func (a *Agent) snapshot(ctx context.Context) (*Snapshot, error) {
 			problems = append(problems, fmt.Errorf("read %T: %w", into, err))
 		}
 	}
+	// Exports before Services: who makes both makes the Service first, and should not be told that there is none.
+	list(&exports)
 	list(&namespaces)
 	list(&services)
 	list(&slices)
-	list(&exports)
 	list(&imports)
 	list(&gateways, system)
 	list(&endpoints, system)
