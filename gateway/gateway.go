@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -121,8 +122,14 @@ func parseAddresses(texts []string) (addresses []netip.Addr, err error) {
 	return addresses, nil
 }
 
-func newDriver(stateDir string, log *slog.Logger) cable.Driver {
-	return wireguard.New(wireguard.Config{Link: cables.WireGuardLink, KeyFile: filepath.Join(stateDir, "wireguard.key"), Log: log})
+func newDriver(keyFile string, log *slog.Logger) cable.Driver {
+	return wireguard.New(wireguard.Config{Link: cables.WireGuardLink, KeyFile: keyFile, Log: log})
+}
+
+// keyFile of a gateway. It bears the gateway's name: a node that leaves one cluster for another has another key there, and
+// nodes that share a file system, as in a laboratory, do not share a key.
+func keyFile(stateDir, gateway string) string {
+	return filepath.Join(stateDir, "wireguard-"+gateway+".key")
 }
 
 // Run keeps this node's cables until the context ends. Then it finds out whether the gateway was removed for good, and
@@ -161,7 +168,7 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("cache: %w", err)
 	}
-	driver := newDriver(c.StateDir, c.Log)
+	driver := newDriver(keyFile(c.StateDir, EndpointName(c.ClusterID, c.Node)), c.Log)
 	g := newGateway(c, prefixes, addresses, driver, api, objects)
 	loop, err := converge.New(converge.Config{Name: "cables", Round: g.round, Resync: resync, Backoff: backoff, Log: c.Log})
 	if err != nil {
@@ -230,12 +237,27 @@ func forget(ctx context.Context, api client.Client, c Config) error {
 	)
 }
 
-// Cleanup takes everything away that a gateway has ever made on this node, the key too.
+// Cleanup takes everything away that a gateway has ever made on this node: the device, and the key of the gateway that the
+// configuration names, or, where it names none, every gateway's.
 func Cleanup(ctx context.Context, c Config) error {
-	if err := newDriver(c.StateDir, c.Log).Remove(ctx); err != nil {
+	name := "*"
+	if c.ClusterID != "" && c.Node != "" {
+		name = EndpointName(c.ClusterID, c.Node)
+	}
+	keys, err := filepath.Glob(keyFile(c.StateDir, name))
+	if err != nil {
+		return fmt.Errorf("find keys: %w", err)
+	}
+	problems := []error{newDriver(keyFile(c.StateDir, name), c.Log).Remove(ctx)}
+	for _, key := range keys {
+		if err := os.Remove(key); !errors.Is(err, os.ErrNotExist) {
+			problems = append(problems, err)
+		}
+	}
+	if err := errors.Join(problems...); err != nil {
 		return err
 	}
-	c.Log.Info("node cleaned")
+	c.Log.Info("node cleaned", "keys", keys)
 	return nil
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,7 +16,10 @@ import (
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/gateway/cable"
+	"github.com/fastnet-io/fastnet/test/netns"
 )
+
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
 // stub is a driver whose cables are whatever a test says.
 type stub struct{ report cable.Report }
@@ -136,5 +141,40 @@ func TestReadyOnlyAfterARound(t *testing.T) {
 	}
 	if err := g.ended(outcome{err: errors.New("API server away")}); err == nil || g.ready() != nil {
 		t.Error("no longer ready when the API server is away: the cables work on")
+	}
+}
+
+func TestCleanupRemovesTheKeys(t *testing.T) {
+	netns.RequireRoot(t) // it looks for the device too
+	for name, test := range map[string]struct {
+		config Config
+		left   []string
+	}{
+		"one": {Config{ClusterID: "c1", Node: "a"}, []string{"wireguard-c1.b.key", "wireguard-c2.a.key"}},
+		"all": {Config{}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for _, gateway := range []string{"c1.a", "c1.b", "c2.a"} {
+				if err := os.WriteFile(keyFile(dir, gateway), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			test.config.StateDir, test.config.Log = dir, slog.New(slog.DiscardHandler)
+			if err := Cleanup(t.Context(), test.config); err != nil {
+				t.Fatal(err)
+			}
+			files, err := os.ReadDir(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var left []string
+			for _, file := range files {
+				left = append(left, file.Name())
+			}
+			if !slices.Equal(left, test.left) {
+				t.Errorf("left are %v, want %v", left, test.left)
+			}
+		})
 	}
 }

@@ -4,47 +4,23 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/fastnet-io/fastnet/internal/netstate"
+	"github.com/fastnet-io/fastnet/test/netns"
 )
 
-// TestMain runs the tests, as root in a network namespace of their own, which is gone when they end.
-func TestMain(m *testing.M) {
-	const inside = "FASTNET_TEST_IN_NETNS"
-	if os.Getuid() != 0 || os.Getenv(inside) != "" {
-		os.Exit(m.Run())
-	}
-	self := exec.Command("/proc/self/exe", os.Args[1:]...)
-	self.Stdin, self.Stdout, self.Stderr = os.Stdin, os.Stdout, os.Stderr
-	self.Env = append(os.Environ(), inside+"=1")
-	self.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := self.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "tests in a network namespace:", err)
-		os.Exit(1)
-	}
-}
-
-func sh(t *testing.T, script string) string {
-	t.Helper()
-	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", script, err, out)
-	}
-	return string(out)
-}
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
 // kernelState is what operators see, without counters and states that change by themselves.
 func kernelState(t *testing.T, backend netstate.Backend) string {
 	t.Helper()
-	return sh(t, strings.ReplaceAll(`ip -d link | sed -E 's/ (qdisc|state|qlen|[a-z_]+_timer) +[^ ]+//g'; ip addr | grep inet
+	return netns.Sh(t, strings.ReplaceAll(`ip -d link | sed -E 's/ (qdisc|state|qlen|[a-z_]+_timer) +[^ ]+//g'; ip addr | grep inet
 		ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; bridge fdb; ip neigh show nud permanent; ip -6 neigh show nud permanent
 		for save in iptables-BACKEND-save ip6tables-BACKEND-save; do $save 2>/dev/null | grep -v '^#' | sed -E 's/\[[0-9]+:[0-9]+\]//'; done || true
 		for link in eth0 flannel.1 all; do echo $link $(cat /proc/sys/net/ipv4/conf/$link/rp_filter); done`, "BACKEND", string(backend)))
@@ -53,10 +29,8 @@ func kernelState(t *testing.T, backend netstate.Backend) string {
 // From any plan to any other, on the real kernel: each is reached in one Apply, a second one finds nothing to do, foreign
 // state is not touched, and the empty state leaves the node as it was.
 func TestRandomWalkBetweenPlans(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: network namespaces")
-	}
-	sh(t, `sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 net.ipv4.conf.all.rp_filter=1
+	netns.RequireRoot(t)
+	netns.Sh(t, `sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 net.ipv4.conf.all.rp_filter=1
 		ip link set lo up; ip link add eth0 type veth peer name peer0; ip link set eth0 up; ip link set peer0 up
 		ip addr add 172.18.0.2/24 dev eth0; ip addr add fd18::2/64 dev eth0 nodad
 		ip route add default via 172.18.0.1; ip -6 route add default via fd18::1
@@ -65,7 +39,7 @@ func TestRandomWalkBetweenPlans(t *testing.T) {
 		ip tuntap add fastnet-wg mode tun; ip link set fastnet-wg up
 		ip rule add priority 1000 lookup 77; ip route add 10.200.0.0/16 dev eth0 table 77; ip route add 10.9.9.0/24 dev eth0 table 64087 proto static`)
 	t.Cleanup(func() {
-		sh(t, "for link in eth0 cni0 flannel.1 fastnet-wg; do ip link delete $link; done; ip rule delete priority 1000")
+		netns.Sh(t, "for link in eth0 cni0 flannel.1 fastnet-wg; do ip link delete $link; done; ip rule delete priority 1000")
 	})
 	states := map[string]netstate.State{"empty": {}}
 	for name, snapshot := range cases() {
@@ -80,11 +54,11 @@ func TestRandomWalkBetweenPlans(t *testing.T) {
 	})
 	for _, backend := range []netstate.Backend{netstate.NFT, netstate.Legacy} {
 		t.Run(string(backend), func(t *testing.T) {
-			sh(t, strings.ReplaceAll(`for ipt in iptables-BACKEND ip6tables-BACKEND; do
+			netns.Sh(t, strings.ReplaceAll(`for ipt in iptables-BACKEND ip6tables-BACKEND; do
 				for table in nat mangle filter; do $ipt -t $table -N KUBE-KUBELET-CANARY; done
 				$ipt -t nat -A POSTROUTING -o eth0 -j MASQUERADE; $ipt -A FORWARD -i cni0 -j ACCEPT; done`, "BACKEND", string(backend)))
 			t.Cleanup(func() {
-				sh(t, strings.ReplaceAll(`for ipt in iptables-BACKEND ip6tables-BACKEND; do for table in nat mangle filter; do
+				netns.Sh(t, strings.ReplaceAll(`for ipt in iptables-BACKEND ip6tables-BACKEND; do for table in nat mangle filter; do
 					$ipt -t $table -F; $ipt -t $table -X; done; done`, "BACKEND", string(backend)))
 			})
 			if got := netstate.Detect(); got != backend {
@@ -138,12 +112,10 @@ func indexless(state string) string {
 }
 
 func TestSnapshotOfTheKernel(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: network namespaces")
-	}
-	sh(t, `ip link add eth0 type veth peer name pod0; ip addr add 172.18.0.2/24 dev eth0; ip addr add fd18::2/64 dev eth0 nodad
+	netns.RequireRoot(t)
+	netns.Sh(t, `ip link add eth0 type veth peer name pod0; ip addr add 172.18.0.2/24 dev eth0; ip addr add fd18::2/64 dev eth0 nodad
 		sysctl -qw net.ipv4.conf.eth0.rp_filter=1 net.ipv4.ip_forward=1`)
-	t.Cleanup(func() { sh(t, "ip link delete eth0") })
+	t.Cleanup(func() { netns.Sh(t, "ip link delete eth0") })
 	var s Snapshot
 	if err := s.kernel(map[string]int{"eth0": 0}); err != nil {
 		t.Fatal(err)

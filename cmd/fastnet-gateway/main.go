@@ -44,19 +44,20 @@ func command() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return gateway.Run(cmd.Context(), config) },
 	}
 	flags := root.Flags()
+	shared := root.PersistentFlags()
 	flags.StringVar(&config.Kubeconfig, "kubeconfig", "", "kubeconfig file of this cluster (default: the pod's service account)")
-	flags.StringVar(&config.ClusterID, "cluster-id", "", "ID of this cluster")
-	flags.StringVar(&config.Node, "node", os.Getenv("NODE_NAME"), "name of this node (default: $NODE_NAME)")
+	shared.StringVar(&config.ClusterID, "cluster-id", "", "ID of this cluster")
+	shared.StringVar(&config.Node, "node", os.Getenv("NODE_NAME"), "name of this node (default: $NODE_NAME)")
 	flags.StringSliceVar(&config.Prefixes, "prefixes", nil, "pod and service CIDRs of this cluster, both families, comma separated")
 	flags.StringVar(&config.Driver, "driver", gateway.DriverWireGuard, "cable driver: wireguard")
 	flags.Uint16Var(&config.Port, "port", 51820, "UDP port for peers")
 	flags.StringSliceVar(&config.Addresses, "addresses", nil, "addresses of this node for peers (default: the Node's ExternalIPs and InternalIPs)")
 	flags.StringVar(&config.HTTPAddress, "http-address", ":9471", "address for /metrics, /healthz, /readyz and /debug/plan")
-	root.PersistentFlags().StringVar(&config.StateDir, "state-dir", "/var/lib/fastnet", "directory that holds the private key")
-	root.PersistentFlags().TextVar(&level, "log-level", slog.LevelInfo, "least level logged: debug, info, warn or error")
+	shared.StringVar(&config.StateDir, "state-dir", "/var/lib/fastnet", "directory that holds the private key")
+	shared.TextVar(&level, "log-level", slog.LevelInfo, "least level logged: debug, info, warn or error")
 	root.AddCommand(&cobra.Command{
 		Use:   "cleanup",
-		Short: "Remove everything that a gateway has made on this node, its key too",
+		Short: "Remove everything that a gateway has made on this node, its key too (all keys without --cluster-id)",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return gateway.Cleanup(cmd.Context(), config) },
 	})

@@ -6,52 +6,22 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/fastnet-io/fastnet/test/netns"
 )
 
-// TestMain runs the tests, as root in a network namespace of their own, which is gone when they end.
-func TestMain(m *testing.M) {
-	const inside = "FASTNET_TEST_IN_NETNS"
-	if os.Getuid() != 0 || os.Getenv(inside) != "" {
-		os.Exit(m.Run())
-	}
-	self := exec.Command("/proc/self/exe", os.Args[1:]...)
-	self.Stdin, self.Stdout, self.Stderr = os.Stdin, os.Stdout, os.Stderr
-	self.Env = append(os.Environ(), inside+"=1")
-	self.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := self.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "tests in a network namespace:", err)
-		os.Exit(1)
-	}
-}
-
-func root(t *testing.T) {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root: network namespaces")
-	}
-}
-
-func sh(t *testing.T, script string) string {
-	t.Helper()
-	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", script, err, out)
-	}
-	return string(out)
-}
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
 var scope = Scope{LinkPrefix: "fastnet-t", Table: 4711, Protocol: 251, ChainPrefix: "FNTEST-"}
 
 func newKernel(t *testing.T) *Kernel {
 	t.Helper()
-	root(t)
+	netns.RequireRoot(t)
 	tables, err := NewTables(NFT, scope.ChainPrefix)
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +118,7 @@ net.ipv4.conf.eth0.rp_filter = 2
 // What a process left that was killed, in whatever form, is swept by its marks; what is not marked stays.
 func TestOrphansAreSweptAndForeignStateStays(t *testing.T) {
 	k := newKernel(t)
-	sh(t, `ip link set lo up; ip link add eth0 type bridge; ip link set eth0 up; ip addr add 192.0.2.1/24 dev eth0
+	netns.Sh(t, `ip link set lo up; ip link add eth0 type bridge; ip link set eth0 up; ip addr add 192.0.2.1/24 dev eth0
 		ip link add fastnet-told type bridge; ip link add fastnet-other type bridge
 		ip route add 10.1.0.0/16 dev lo table 4711 proto 251 metric 7; ip route add 10.2.0.0/16 dev lo table 4711 proto static
 		ip route add 10.3.0.0/16 dev lo table 4712 proto 251
@@ -157,12 +127,12 @@ func TestOrphansAreSweptAndForeignStateStays(t *testing.T) {
 			$ipt -t nat -N FNTEST-OLD; $ipt -t nat -A FNTEST-OLD -j ACCEPT; $ipt -t nat -A OUTPUT -j FNTEST-OLD; $ipt -t nat -N FNTESTLING
 			$ipt -N FNTEST-A; $ipt -N FNTEST-B; $ipt -A FORWARD -j FNTEST-A; $ipt -A FORWARD -j FNTESTLING 2>/dev/null || true; done`)
 	t.Cleanup(func() {
-		sh(t, `for link in eth0 fastnet-other; do ip link delete $link; done; ip rule delete priority 6; ip route flush table 4711; ip route flush table 4712`)
+		netns.Sh(t, `for link in eth0 fastnet-other; do ip link delete $link; done; ip rule delete priority 6; ip route flush table 4711; ip route flush table 4712`)
 	})
 	if _, err := k.Apply(t.Context(), State{}); err != nil {
 		t.Fatal(err)
 	}
-	state := sh(t, `ip -br link; ip rule; ip -6 rule; ip route show table 4711; ip route show table 4712; iptables-nft-save; ip6tables-nft-save`)
+	state := netns.Sh(t, `ip -br link; ip rule; ip -6 rule; ip route show table 4711; ip route show table 4712; iptables-nft-save; ip6tables-nft-save`)
 	for _, gone := range []string{"fastnet-told", "proto 251 metric 7", "\n5:\t", "\n7:\t", "FNTEST-"} {
 		if strings.Contains(state, gone) {
 			t.Errorf("%q is still there:\n%s", gone, state)
@@ -177,8 +147,8 @@ func TestOrphansAreSweptAndForeignStateStays(t *testing.T) {
 
 func TestSysctlIsPutBackAlsoAfterACrash(t *testing.T) {
 	k := newKernel(t)
-	sh(t, `ip link add eth0 type bridge; echo 1 >/proc/sys/net/ipv4/conf/eth0/rp_filter; ip link add eth1 type bridge; echo 1 >/proc/sys/net/ipv4/conf/eth1/rp_filter`)
-	t.Cleanup(func() { sh(t, "ip link delete eth0") })
+	netns.Sh(t, `ip link add eth0 type bridge; echo 1 >/proc/sys/net/ipv4/conf/eth0/rp_filter; ip link add eth1 type bridge; echo 1 >/proc/sys/net/ipv4/conf/eth1/rp_filter`)
+	t.Cleanup(func() { netns.Sh(t, "ip link delete eth0") })
 	want := State{Sysctls: []Sysctl{{Link: "eth0", RPFilter: 2}, {Link: "eth1", RPFilter: 2}, {Link: "nosuch0", RPFilter: 2}}}
 	if _, err := k.Apply(t.Context(), want); err != nil {
 		t.Fatal(err)
@@ -187,7 +157,7 @@ func TestSysctlIsPutBackAlsoAfterACrash(t *testing.T) {
 		t.Fatalf("rp_filter is %d (%v), want 2", now, err)
 	}
 	// A process that knows nothing of the first one, and a link that has gone meanwhile.
-	sh(t, "ip link delete eth1")
+	netns.Sh(t, "ip link delete eth1")
 	if _, err := newKernel(t).Apply(t.Context(), State{}); err != nil {
 		t.Fatal(err)
 	}
@@ -203,8 +173,8 @@ func TestSysctlIsPutBackAlsoAfterACrash(t *testing.T) {
 // the blackhole is there in every dump that the kernel gives.
 func TestRoutesAreExchangedInOneStep(t *testing.T) {
 	k := newKernel(t)
-	sh(t, `ip link set lo up; for n in 0 1; do ip link add br$n type bridge; ip link set br$n up; ip addr add 192.0.$n.1/24 dev br$n; ip addr add fd31:$n::1/64 dev br$n nodad; done`)
-	t.Cleanup(func() { sh(t, "ip link delete br0; ip link delete br1") })
+	netns.Sh(t, `ip link set lo up; for n in 0 1; do ip link add br$n type bridge; ip link set br$n up; ip addr add 192.0.$n.1/24 dev br$n; ip addr add fd31:$n::1/64 dev br$n nodad; done`)
+	t.Cleanup(func() { netns.Sh(t, "ip link delete br0; ip link delete br1") })
 	dsts := []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16"), netip.MustParsePrefix("fd00:9::/32")}
 	state := func(n int) State {
 		via := []netip.Addr{netip.MustParseAddr(fmt.Sprintf("192.0.%d.2", n)), netip.MustParseAddr(fmt.Sprintf("fd31:%d::2", n))}
@@ -253,7 +223,7 @@ func TestRoutesAreExchangedInOneStep(t *testing.T) {
 }
 
 func TestWatchPokes(t *testing.T) {
-	root(t)
+	netns.RequireRoot(t)
 	poked := make(chan struct{}, 1)
 	watching := make(chan error, 1)
 	go func() {
@@ -266,7 +236,7 @@ func TestWatchPokes(t *testing.T) {
 	}()
 	// Until the watch has begun a change is not seen, so it is made again and again.
 	for made := false; !made; {
-		sh(t, "ip link add fastnet-w type bridge; ip link delete fastnet-w")
+		netns.Sh(t, "ip link add fastnet-w type bridge; ip link delete fastnet-w")
 		select {
 		case <-poked:
 			made = true

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -26,6 +27,34 @@ func RequireRoot(t testing.TB) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: network namespaces")
 	}
+}
+
+// Main is for TestMain of a package whose tests change the kernel's network: as root it runs them all in a network
+// namespace of their own, which has no name and is gone when they end. It returns the exit code.
+func Main(m *testing.M) int {
+	const inside = "FASTNET_TEST_IN_NETNS"
+	if os.Getuid() != 0 || os.Getenv(inside) != "" {
+		return m.Run()
+	}
+	self := exec.Command("/proc/self/exe", os.Args[1:]...)
+	self.Stdin, self.Stdout, self.Stderr = os.Stdin, os.Stdout, os.Stderr
+	self.Env = append(os.Environ(), inside+"=1")
+	self.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := self.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "tests in a network namespace:", err)
+		return 1
+	}
+	return 0
+}
+
+// Sh runs a shell script where the test runs; it must succeed. It returns the output.
+func Sh(t testing.TB, script string) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+	return string(out)
 }
 
 // New makes a namespace with the loopback up and forwarding on, and removes it at the end of the test, when every process
@@ -112,15 +141,18 @@ type Process struct {
 	status error
 }
 
-// Start runs this very test binary in the namespace in a role, with a private /run and the arguments in its environment.
+// Start runs this very test binary in the namespace in a role, with the arguments in its environment.
 func (n *Namespace) Start(t testing.TB, role string, env ...string) *Process {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A /run of its own, as in a pod: the sockets of in-process WireGuard bear the device's name, the same on every node.
-	cmd := n.Command("unshare", "--mount", "sh", "-ec", `mount -t tmpfs fastnet-test /run; exec "$0"`, self)
+	// As in a pod that is not privileged: a /run of its own (the sockets of in-process WireGuard bear the device's name,
+	// the same on every node), /proc/sys to read only, and no capability but the two that the chart asks for.
+	cmd := n.Command("unshare", "--mount", "sh", "-ec", `mount -t tmpfs fastnet-test /run
+		mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys
+		exec setpriv --bounding-set -all,+net_admin,+net_raw "$0"`, self)
 	cmd.Env = append(append(os.Environ(), "FASTNET_TEST_ROLE="+role), env...)
 	p := &Process{cmd: cmd, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = &p.log, &p.log
@@ -130,6 +162,9 @@ func (n *Namespace) Start(t testing.TB, role string, env ...string) *Process {
 	go func() { p.status = cmd.Wait(); close(p.done) }()
 	t.Cleanup(func() {
 		p.Kill()
+		if strings.Contains(p.log.String(), "DATA RACE") {
+			t.Errorf("%s in %s has a data race", role, n.Name)
+		}
 		if t.Failed() {
 			t.Logf("log of %s in %s:\n%s", role, n.Name, p.log.String())
 		}
