@@ -290,6 +290,11 @@ func (o *options) deployBroker(ctx context.Context, c *cluster, roster *roster) 
 		if err := c.ensureNamespace(ctx, v1alpha1.BrokerNamespace, labels, note); err != nil {
 			return err
 		}
+		// A member that was removed a moment ago, and comes back: nothing can be made in a namespace on its way out.
+		err := ctl.Await(ctx, time.Minute, note, func(ctx context.Context) (string, error) { return c.terminating(ctx, roster.members) })
+		if err != nil {
+			return err
+		}
 		releases, err := c.releases(v1alpha1.BrokerNamespace)
 		if err != nil {
 			return err
@@ -348,6 +353,24 @@ func (o *options) undeployBroker(ctx context.Context, c *cluster, timeout time.D
 		}
 		return nil
 	})
+}
+
+// terminating says which namespaces of these members are still being deleted, or nothing.
+func (c *cluster) terminating(ctx context.Context, members []string) (string, error) {
+	var namespaces corev1.NamespaceList
+	if err := c.List(ctx, &namespaces, client.HasLabels{v1alpha1.LabelMember}); err != nil {
+		return "", ctl.Explain("list the members' namespaces", err)
+	}
+	var left []string
+	for _, namespace := range namespaces.Items {
+		if namespace.DeletionTimestamp != nil && slices.Contains(members, namespace.Labels[v1alpha1.LabelMember]) {
+			left = append(left, namespace.Name)
+		}
+	}
+	if len(left) == 0 {
+		return "", nil
+	}
+	return "namespaces of an earlier membership still being deleted: " + strings.Join(left, ", "), nil
 }
 
 func (c *cluster) deleteNamespace(ctx context.Context, name string) error {

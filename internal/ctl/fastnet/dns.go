@@ -3,6 +3,7 @@ package fastnet
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -141,6 +142,31 @@ func (c *cluster) clusterDNS(ctx context.Context) (clusterDNS, error) {
 	return dns, nil
 }
 
+// check says why the cluster's DNS cannot be made to answer in this way.
+func (d clusterDNS) check(mode string) error {
+	if mode == dnsNone {
+		return nil
+	}
+	if d.config != nil {
+		if err := checkCorefile(d.config.Data["Corefile"]); err != nil {
+			return err
+		}
+	}
+	if mode == dnsStandalone {
+		return nil
+	}
+	if d.service != nil && d.deployment == nil {
+		return errors.New("the cluster has a Service kube-dns, but no Deployment coredns behind it in kube-system: use --dns standalone")
+	}
+	if d.deployment != nil {
+		selector := d.deployment.Spec.Selector
+		if selector == nil || len(selector.MatchExpressions) > 0 || !maps.Equal(selector.MatchLabels, map[string]string{"k8s-app": "kube-dns"}) {
+			return errors.New("the Deployment coredns in kube-system selects its pods in a way of its own: use --dns standalone")
+		}
+	}
+	return nil
+}
+
 func ours(object client.Object) bool {
 	return object.GetAnnotations()["meta.helm.sh/release-name"] == helm.Member
 }
@@ -152,25 +178,15 @@ func (c *cluster) takeOver(ctx context.Context, found ranges) (map[string]any, e
 	if err != nil {
 		return nil, err
 	}
-	values := map[string]any{"mode": dnsCluster}
-	if dns.service != nil && dns.deployment == nil {
-		return nil, fmt.Errorf("the cluster has a Service kube-dns, but no Deployment coredns behind it in kube-system: use --dns standalone")
+	if err := dns.check(dnsCluster); err != nil {
+		return nil, err
 	}
-	if dns.deployment != nil {
-		selector := dns.deployment.Spec.Selector
-		if selector == nil || len(selector.MatchExpressions) > 0 || !maps.Equal(selector.MatchLabels, map[string]string{"k8s-app": "kube-dns"}) {
-			return nil, fmt.Errorf("the Deployment coredns in kube-system selects its pods in a way of its own: use --dns standalone")
-		}
-		if dns.deployment.Spec.Replicas != nil {
-			values["replicas"] = int64(*dns.deployment.Spec.Replicas)
-		}
+	values := map[string]any{"mode": dnsCluster}
+	if dns.deployment != nil && dns.deployment.Spec.Replicas != nil {
+		values["replicas"] = int64(*dns.deployment.Spec.Replicas)
 	}
 	if dns.config != nil {
-		corefile := dns.config.Data["Corefile"]
-		if err := checkCorefile(corefile); err != nil {
-			return nil, err
-		}
-		values["corefile"] = withBlock(corefile, lighthouseBlock())
+		values["corefile"] = withBlock(dns.config.Data["Corefile"], lighthouseBlock())
 	}
 	var addresses []any
 	if dns.service != nil {
@@ -313,9 +329,6 @@ func (c *cluster) forward(ctx context.Context) (string, error) {
 	}
 	if dns.config == nil || dns.deployment == nil {
 		return "The cluster's DNS is no CoreDNS in kube-system. Make it forward " + zone + " to " + strings.Join(service.Spec.ClusterIPs, " or ") + ".", nil
-	}
-	if err := checkCorefile(dns.config.Data["Corefile"]); err != nil {
-		return "", err
 	}
 	_, err = c.editCorefile(ctx, dns, func(corefile string) string { return withBlock(corefile, block) })
 	return "", err

@@ -259,6 +259,16 @@ func (o *options) join(ctx context.Context, file []byte, flags joinFlags) error 
 	if lines := overlaps(m.clusterID, prefixes, endpoints); len(lines) > 0 {
 		return fmt.Errorf("address ranges overlap, which this version cannot join: %s", strings.Join(lines, "; "))
 	}
+	values := memberValues(before, m, flags, prefixes)
+	mode := dnsMode(values)
+	dns, err := c.clusterDNS(ctx)
+	if err != nil {
+		return err
+	}
+	if err := dns.check(mode); err != nil {
+		return err
+	}
+	// From here on things change.
 	definitions, err := crds.Member()
 	if err != nil {
 		return err
@@ -272,8 +282,6 @@ func (o *options) join(ctx context.Context, file []byte, flags joinFlags) error 
 	if err := o.chooseGateways(ctx, c, flags.gatewayNodes, facts.nodes); err != nil {
 		return err
 	}
-	values := memberValues(before, m, flags, prefixes)
-	mode := dnsMode(values)
 	err = o.progress.Step(ctx, "Install the chart fastnet (DNS: "+mode+")", func(ctx context.Context, note func(string)) error {
 		labels := map[string]string{
 			"app.kubernetes.io/part-of": "fastnet",
