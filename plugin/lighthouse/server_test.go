@@ -73,6 +73,7 @@ const chain = `clusterset.local:PORT {
 	rewrite name suffix .alias.clusterset.local .shop.svc.clusterset.local answer auto
 	lighthouse {
 		kubeconfig KUBECONFIG
+		startup_timeout 60s
 	}
 }`
 
@@ -126,12 +127,14 @@ func TestReload(t *testing.T) {
 		bind 127.0.0.1
 		lighthouse {
 			kubeconfig KUBECONFIG
+		startup_timeout 60s
 		}
 	}
 	example.org:PORT {
 		bind 127.0.0.1
 		lighthouse {
 			kubeconfig KUBECONFIG
+		startup_timeout 60s
 			ttl 30
 		}
 	}`
@@ -219,7 +222,7 @@ func TestStartWithoutAPI(t *testing.T) {
 	api := newFakeAPI(t)
 	api.load(t, watched)
 	api.denyAll(http.StatusServiceUnavailable)
-	i, server := startServer(t, strings.Replace(strings.Replace(chain, "kubeconfig", "startup_timeout 10ms\n\t\tkubeconfig", 1), "cache 30", "", 1), api)
+	i, server := startServer(t, strings.Replace(strings.Replace(chain, "startup_timeout 60s", "startup_timeout 10ms", 1), "cache 30", "", 1), api)
 	defer i.Stop()
 	defer i.ShutdownCallbacks()
 	if m, err := exchange("udp", server, "web.shop", dns.TypeA); err != nil || m.Rcode != dns.RcodeServerFailure {

@@ -94,6 +94,14 @@ func (w *world) changeLocked(fn func(next *zone) bool) {
 	}
 	w.current.Store(&next)
 	w.held.export(&next)
+	if next.synced && !old.synced {
+		// Only now: who waits for it goes on to serve, and must find the zone.
+		select {
+		case <-w.firstSync:
+		default:
+			close(w.firstSync)
+		}
+	}
 }
 
 // setSynced tells that a resource has been listed, or, with false, that what there was of it is gone with its kind.
@@ -134,13 +142,6 @@ func (w *world) setRefused(r resource, missing bool) {
 func (w *world) settle(next *zone) {
 	next.synced = len(w.unsynced) == 0
 	next.settled = len(w.unsynced) == len(w.refused)
-	if next.synced {
-		select {
-		case <-w.firstSync:
-		default:
-			close(w.firstSync)
-		}
-	}
 }
 
 // waitingFor lists the resources that have not been read, sorted.
