@@ -177,7 +177,9 @@ func Run(ctx context.Context, c Config) error {
 	g.prober = newProber(loop.Poke, c.Log)
 	c.Log.Info("gateway starts", "cluster", c.ClusterID, "node", c.Node, "prefixes", prefixes, "driver", c.Driver, "port", c.Port)
 
-	group, running := errgroup.WithContext(ctx)
+	within, stop := context.WithCancel(ctx)
+	defer stop()
+	group, running := errgroup.WithContext(within)
 	group.Go(func() error { return objects.Start(running) })
 	if err := kube.PokeOn(running, objects, loop.Poke, &v1alpha1.Endpoint{}); err != nil {
 		return err

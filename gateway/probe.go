@@ -88,12 +88,12 @@ func (t *track) probed(now time.Time) (changed bool) {
 	return changed
 }
 
-// answered notes an answer, and reports whether somebody should look: the state has changed, or the RTT is known for the
+// answered notes an answer to the probe that was sent then, and reports whether somebody should look: the state has changed, or the RTT is known for the
 // first time. Probes that went out before the cable was up have waited for its handshake: their time is no RTT.
-func (t *track) answered(now time.Time, rtt time.Duration) (changed bool) {
+func (t *track) answered(now, sent time.Time) (changed bool) {
 	t.unsettled = 0
 	t.answers++
-	if t.health.State == v1alpha1.CableUp {
+	if rtt := now.Sub(sent); t.health.State == v1alpha1.CableUp && !sent.Before(t.health.Since) {
 		if t.health.RTT == 0 {
 			t.health.RTT, changed = rtt, true
 		}
@@ -365,7 +365,7 @@ func (p *prober) answer(sequence uint64, from netip.Addr, now time.Time) {
 		return
 	}
 	delete(p.pending, sequence)
-	if t := p.tracks[q.endpoint]; t != nil && t.answered(now, now.Sub(q.sent)) {
+	if t := p.tracks[q.endpoint]; t != nil && t.answered(now, q.sent) {
 		p.poke()
 	}
 }

@@ -27,7 +27,7 @@ func TestTrack(t *testing.T) {
 					now = now.Add(probeInterval)
 					track.probed(now)
 				} else {
-					track.answered(now, time.Millisecond)
+					track.answered(now, now.Add(-time.Millisecond))
 				}
 				got += string(track.health.State)[:1]
 			}
@@ -39,15 +39,22 @@ func TestTrack(t *testing.T) {
 }
 
 func TestRTTLeavesOutTheHandshake(t *testing.T) {
-	track := newTrack(time.Unix(0, 0))
-	if !track.answered(time.Unix(1, 0), time.Second) || track.health.RTT != 0 {
-		t.Errorf("after the first answer: %+v, want a change and no RTT: the probe has waited for the handshake", track.health)
-	}
-	if !track.answered(time.Unix(2, 0), 8*time.Millisecond) || track.health.RTT != 8*time.Millisecond {
-		t.Errorf("after the second: %+v, want a change and 8ms", track.health)
-	}
-	if track.answered(time.Unix(3, 0), 16*time.Millisecond) || track.health.RTT != 9*time.Millisecond {
-		t.Errorf("after the third: %+v, want no change and 9ms, smoothed", track.health)
+	at := func(ms int) time.Time { return time.Unix(100, 0).Add(time.Duration(ms) * time.Millisecond) }
+	track := newTrack(at(0))
+	for _, step := range []struct {
+		sent, now int
+		want      time.Duration
+		changed   bool
+	}{
+		{0, 1000, 0, true},                        // up; the probe has waited for the handshake
+		{500, 1001, 0, false},                     // so has the next one
+		{1500, 1508, 8 * time.Millisecond, true},  // the first that has not: the time is known
+		{2000, 2016, 9 * time.Millisecond, false}, // smoothed
+		{2500, 2501, 8 * time.Millisecond, false},
+	} {
+		if changed := track.answered(at(step.now), at(step.sent)); changed != step.changed || track.health.RTT != step.want {
+			t.Errorf("sent at %d ms, answered at %d: RTT %s, changed %t; want %s, %t", step.sent, step.now, track.health.RTT, changed, step.want, step.changed)
+		}
 	}
 }
 

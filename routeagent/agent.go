@@ -121,7 +121,9 @@ func Run(ctx context.Context, c Config) error {
 	}
 	c.Log.Info("route agent starts", "cluster", c.ClusterID, "node", c.Node, "mode", c.Mode, "prefixes", prefixes, "iptables", tables.Backend)
 
-	group, running := errgroup.WithContext(ctx)
+	within, stop := context.WithCancel(ctx)
+	defer stop()
+	group, running := errgroup.WithContext(within)
 	group.Go(func() error { return objects.Start(running) })
 	if err := watch(running, objects, loop.Poke); err != nil {
 		return err

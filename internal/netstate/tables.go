@@ -33,11 +33,12 @@ const (
 	Legacy Backend = "legacy"
 )
 
-// Tables edits chains through iptables and ip6tables of one back end. Make it with NewTables.
+// Tables edits chains through iptables and ip6tables of one back end. Make it with NewTables; it is for one goroutine.
 type Tables struct {
 	Backend Backend
 	prefix  string
 	v4, v6  *iptables.IPTables // v6 is nil where the kernel has no IPv6
+	swept   bool               // jumps that a process before us has left have been looked for
 }
 
 // NewTables finds the programs of the back end. ChainPrefix begins the name of every chain of ours.
@@ -229,7 +230,9 @@ func (t *Tables) removeChains(_ context.Context, want State) (changes []string, 
 			changes, errs = append(changes, done...), append(errs, err)
 		}
 	}
-	return changes, errors.Join(errs...)
+	err = errors.Join(errs...)
+	t.swept = t.swept || err == nil
+	return changes, err
 }
 
 func (t *Tables) removeTable(ipt *iptables.IPTables, v6 bool, table string, want State) (changes []string, err error) {
@@ -240,8 +243,13 @@ func (t *Tables) removeTable(ipt *iptables.IPTables, v6 bool, table string, want
 	chains = slices.DeleteFunc(chains, func(name string) bool {
 		return !strings.HasPrefix(name, t.prefix) || name == t.memory()
 	})
-	if len(chains) == 0 {
-		return nil, nil // a jump cannot outlive its chain
+	unwanted := func(name string) bool {
+		return !slices.ContainsFunc(want.Chains, func(c Chain) bool { return c.IPv6 == v6 && c.Table == table && c.Name == name })
+	}
+	// A jump cannot outlive its chain; and a stray one, into a chain that is wanted, can only be of another version of us,
+	// so it is looked for once. Each look is a process that is started.
+	if t.swept && !slices.ContainsFunc(chains, unwanted) || len(chains) == 0 {
+		return nil, nil
 	}
 	var errs []error
 	for _, builtin := range builtins[table] {
@@ -262,7 +270,7 @@ func (t *Tables) removeTable(ipt *iptables.IPTables, v6 bool, table string, want
 		}
 	}
 	for _, name := range chains {
-		if slices.ContainsFunc(want.Chains, func(c Chain) bool { return c.IPv6 == v6 && c.Table == table && c.Name == name }) {
+		if !unwanted(name) {
 			continue
 		}
 		errs = append(errs, ipt.ClearAndDeleteChain(table, name))
