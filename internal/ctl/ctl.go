@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -154,7 +155,8 @@ func (p Progress) Step(ctx context.Context, name string, run func(ctx context.Co
 }
 
 // Await looks until check reports nothing left to wait for, four times a second, at most for the time given. What check
-// last reported is in the error, and goes to note meanwhile. An error of check ends the wait.
+// last reported is in the error, and goes to note meanwhile. An error of check ends the wait, unless it may pass: an API
+// server that is busy or starting again.
 func Await(ctx context.Context, timeout time.Duration, note func(string), check func(context.Context) (left string, err error)) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -164,13 +166,16 @@ func Await(ctx context.Context, timeout time.Duration, note func(string), check 
 	for {
 		left, err := check(ctx)
 		switch {
-		case err != nil && ctx.Err() == nil:
+		case err != nil && ctx.Err() == nil && !mayPass(err):
 			return err
 		case err == nil && left == "":
 			return nil
 		case err == nil:
 			last = left
 			note(left)
+		case ctx.Err() == nil:
+			last = err.Error()
+			note(last)
 		}
 		select {
 		case <-ctx.Done():
@@ -181,4 +186,12 @@ func Await(ctx context.Context, timeout time.Duration, note func(string), check 
 		case <-ticker.C:
 		}
 	}
+}
+
+func mayPass(err error) bool {
+	if network := net.Error(nil); errors.As(err, &network) {
+		return true
+	}
+	return apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) || apierrors.IsTooManyRequests(err) ||
+		apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err)
 }

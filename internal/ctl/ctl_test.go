@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -85,6 +86,20 @@ func TestAwaitEnds(t *testing.T) {
 			})
 		})
 	}
+	t.Run("not at an error that passes", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			tries := 0
+			err := ctl.Await(t.Context(), time.Minute, silent, func(context.Context) (string, error) {
+				if tries++; tries < 3 {
+					return "", fmt.Errorf("list: %w", &net.OpError{Op: "dial", Err: errors.New("refused")})
+				}
+				return "", nil
+			})
+			if err != nil || tries != 3 {
+				t.Errorf("error %v after %d tries", err, tries)
+			}
+		})
+	})
 	t.Run("when the user gives up", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
