@@ -6,6 +6,10 @@ DIST := dist
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 CONTROLLER_GEN := sigs.k8s.io/controller-tools/cmd/controller-gen@v0.23.0
 
+# Packages whose tests run the command line against real API servers: slow enough without the race detector, and with little
+# that runs at once.
+SLOW := internal/ctl/(fastnet|service)$$
+
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 COMMANDS := fastnet-agent fastnet-gateway fastnet-routeagent kubectl-service kubectl-fastnet fastnet-lab
@@ -19,8 +23,8 @@ help: ## List the targets
 
 build: ## Build all binaries into dist/bin
 	@mkdir -p $(DIST)/bin
-	go build -ldflags '$(LDFLAGS)' -o $(DIST)/bin/ $(addprefix ./cmd/,$(COMMANDS)) ./test/whereami
-	go build -ldflags '$(LDFLAGS)' -o $(DIST)/bin/coredns ./coredns-build
+	test/progress go build -v -ldflags '$(LDFLAGS)' -o $(DIST)/bin/ $(addprefix ./cmd/,$(COMMANDS)) ./test/whereami
+	test/progress go build -v -ldflags '$(LDFLAGS)' -o $(DIST)/bin/coredns ./coredns-build
 
 images: build ## Write the container images, as OCI archives, to dist/images
 	@test/prepare images
@@ -28,7 +32,7 @@ images: build ## Write the container images, as OCI archives, to dist/images
 
 kubernetes: # Kubernetes and etcd for the lab, one binary
 	@test -e $(DIST)/lab/kube || echo "building Kubernetes for the lab: 8 to 12 minutes the first time, seconds later"
-	test/lab/kube/build $(DIST)/lab
+	test/progress test/lab/kube/build $(DIST)/lab
 	go build -ldflags '-s -w' -o $(DIST)/lab/pause ./test/lab/pause
 
 lab: prepare kubernetes images ## Start two clusters with Fastnet on them (dist/bin/fastnet-lab has more)
@@ -43,7 +47,8 @@ demo-down: build ## Take away everything that demo and lab made
 test: ## Run every test that needs no cluster, with the race detector (as root: also those in network namespaces)
 	@test/prepare test
 	@mkdir -p $(DIST)
-	CGO_ENABLED=1 go test -json -race -timeout 10m ./... | go run ./test/tally -append $(DIST)/tally
+	{ CGO_ENABLED=1 go test -json -race -timeout 10m $$(go list ./... | grep -v -E '$(SLOW)'); \
+	  go test -json -timeout 10m $$(go list ./... | grep -E '$(SLOW)'); } | go run ./test/tally -append $(DIST)/tally
 
 e2e: prepare kubernetes images ## Run the end-to-end tests in the lab
 	go test -json -tags e2e -count 1 -p 1 -timeout 25m ./test/e2e ./test/lab | go run ./test/tally -append $(DIST)/tally
@@ -55,7 +60,7 @@ lint: ## Check formatting, go vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt these: $$unformatted"; exit 1; }
 	go vet ./...
 	go vet -tags e2e ./test/...
-	cd test/lab/kube && go vet ./...
+	cd test/lab/kube && go vet -trimpath ./... # the flags of its build: the compiled packages are shared
 	go run $(STATICCHECK) -tags e2e ./...
 
 gen: ## Generate deepcopy functions, CRDs and Dockerfiles

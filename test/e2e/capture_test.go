@@ -53,12 +53,13 @@ func startCapture(ctx context.Context, l *lab.Lab, dir string) (*capture, error)
 	return c, nil
 }
 
-// stop ends the capture.
+// stop ends the capture; what has ended stays so.
 func (c *capture) stop() error {
 	var problems []error
 	for _, command := range c.commands {
 		problems = append(problems, syscall.Kill(-command.Process.Pid, syscall.SIGINT), command.Wait())
 	}
+	c.commands = nil
 	return errors.Join(problems...)
 }
 

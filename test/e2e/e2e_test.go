@@ -59,6 +59,12 @@ func (t *transcript) Reset() {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
+	if world.wan != nil {
+		if err := world.wan.stop(); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e:", err)
+			code = 1
+		}
+	}
 	if world.lab != nil && os.Getenv("FASTNET_KEEP_LAB") == "" {
 		if err := lab.Down(context.Background(), func(string) {}); err != nil {
 			fmt.Fprintln(os.Stderr, "e2e:", err)

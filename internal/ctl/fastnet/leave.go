@@ -202,7 +202,8 @@ func (c *cluster) removeImports(ctx context.Context) error {
 	return errors.Join(
 		c.deleteAll(ctx, discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), slices),
 		c.deleteAll(ctx, discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), byUs),
-		c.deleteAll(ctx, corev1.SchemeGroupVersion.WithKind("Service"), byUs),
+		// The second label as well: the first is one that people put on Services of their own.
+		c.deleteAll(ctx, corev1.SchemeGroupVersion.WithKind("Service"), byUs, client.HasLabels{v1alpha1.LabelServiceName}),
 		c.deleteAll(ctx, schema.GroupVersionKind{Group: "multicluster.x-k8s.io", Version: "v1beta1", Kind: "ServiceImport"}, byUs),
 		c.deleteAll(ctx, v1alpha1.GroupVersion.WithKind("Endpoint"), client.InNamespace(v1alpha1.Namespace)),
 		c.deleteAll(ctx, v1alpha1.GroupVersion.WithKind("Gateway"), client.InNamespace(v1alpha1.Namespace)),
