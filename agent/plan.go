@@ -234,7 +234,7 @@ func (p *Plan) importService(s *Snapshot, service clusterset.Service, contributi
 		known := s.Services[clusterset.Key{Namespace: service.Key.Namespace, Name: derived}]
 		if known != nil {
 			if _, is := derivedFor(known); !is {
-				p.problem("ServiceImport", imported, fmt.Errorf("Service %s, the name of its derived Service, is not Fastnet's", derived))
+				p.problem("ServiceImport", imported, fmt.Errorf("its derived Service %s would take the name of a Service that is not Fastnet's", derived))
 				return
 			}
 		}

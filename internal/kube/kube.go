@@ -25,7 +25,7 @@ import (
 func Scheme() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		corev1.AddToScheme, discoveryv1.AddToScheme, mcsv1beta1.AddToScheme, v1alpha1.AddToScheme,
+		corev1.AddToScheme, discoveryv1.AddToScheme, mcsv1beta1.Install, v1alpha1.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("build scheme: %w", err)

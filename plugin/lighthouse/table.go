@@ -1,17 +1,13 @@
 package lighthouse
 
-import (
-	"hash/maphash"
-	"iter"
-)
+import "hash/maphash"
 
 // table is a persistent map from names to values: with and without give a new table that shares all but one path with
 // the old one. It is a tree of fixed depth, not a trie that grows: at 250,000 names a bucket holds four, and a change
 // copies the root, one page and one bucket, about 8 KiB, whatever the size of the table.
 type table[V any] struct {
-	seed  maphash.Seed
-	root  *[256]*page[V]
-	count int
+	seed maphash.Seed
+	root *[256]*page[V]
 }
 
 type page[V any] [256][]entry[V]
@@ -24,8 +20,6 @@ type entry[V any] struct {
 func newTable[V any]() table[V] {
 	return table[V]{seed: maphash.MakeSeed(), root: new([256]*page[V])}
 }
-
-func (t table[V]) len() int { return t.count }
 
 func (t table[V]) get(key string) (value V, found bool) {
 	hash := maphash.String(t.seed, key)
@@ -46,7 +40,6 @@ func (t table[V]) with(key string, value V) table[V] {
 	t, bucket, at := t.copyPath(key)
 	if at < 0 {
 		*bucket = append(*bucket, entry[V]{key, value})
-		t.count++
 	} else {
 		(*bucket)[at].value = value
 	}
@@ -63,7 +56,6 @@ func (t table[V]) without(key string) table[V] {
 	(*bucket)[at] = (*bucket)[last]
 	(*bucket)[last] = entry[V]{}
 	*bucket = (*bucket)[:last]
-	t.count--
 	return t
 }
 
@@ -87,22 +79,4 @@ func (t table[V]) copyPath(key string) (_ table[V], bucket *[]entry[V], at int) 
 		}
 	}
 	return t, &p[byte(hash>>8)], -1
-}
-
-// all gives every key and value, in no order.
-func (t table[V]) all() iter.Seq2[string, V] {
-	return func(yield func(string, V) bool) {
-		for _, p := range t.root {
-			if p == nil {
-				continue
-			}
-			for _, bucket := range p {
-				for _, e := range bucket {
-					if !yield(e.key, e.value) {
-						return
-					}
-				}
-			}
-		}
-	}
 }

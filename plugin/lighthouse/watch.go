@@ -129,7 +129,7 @@ func (s *source) watches() ([]*resourceWatch, error) {
 	}
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		discoveryv1.AddToScheme, mcsv1beta1.AddToScheme, mcsv1alpha1.AddToScheme, v1alpha1.AddToScheme,
+		discoveryv1.AddToScheme, mcsv1beta1.Install, mcsv1alpha1.Install, v1alpha1.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			return nil, err
