@@ -102,7 +102,7 @@ func New(config Config) (*Agent, error) {
 		return nil, err
 	}
 	side := func(name string, writer client.Client) *target {
-		return &target{writer: writer, now: time.Now, wrote: map[string]written{}, count: func(verb, kind string, failed bool) {
+		return &target{writer: writer, now: time.Now, wrote: map[string]written{}, poke: a.Poke, count: func(verb, kind string, failed bool) {
 			a.metrics.wrote(name, kind, failed)
 		}}
 	}

@@ -63,7 +63,7 @@ func (a *Agent) applyLocal(ctx context.Context, s *Snapshot, p *Plan) error {
 	for _, status := range p.Exports {
 		a.putExportStatus(ctx, w, s.Exports[status.Key], status)
 	}
-	return w.err()
+	return w.end()
 }
 
 // applyBroker makes the member's namespace on the broker as the plan has it. Backends come before their service.
@@ -100,7 +100,7 @@ func (a *Agent) applyBroker(ctx context.Context, s *Snapshot, p *Plan) error {
 	a.mu.Lock()
 	a.refused = w.refused
 	a.mu.Unlock()
-	return w.err()
+	return w.end()
 }
 
 // The adopt functions copy what we own of an object; all else, what the API server fills in above all, stays.
@@ -145,6 +145,10 @@ type target struct {
 	now    func() time.Time
 	count  func(verb, kind string, failed bool)
 	wrote  map[string]written
+	// poke asks for a round when what was written is no longer believed over the watch. An object that is deleted right
+	// after it was written looks like one that the watch has not told of yet; nothing else would come to tell them apart.
+	poke  func()
+	again *time.Timer
 }
 
 // written is a write that the watch may not have told of yet.
@@ -156,7 +160,7 @@ type written struct {
 
 const (
 	// writtenFor is how long a watch may lag behind a write. After that the watch is right, whatever it says.
-	writtenFor = 5 * time.Second
+	writtenFor = 2 * time.Second
 	// writeTimeout bounds one write, so that an API server that swallows packets cannot stop the loop for long.
 	writeTimeout = 10 * time.Second
 )
@@ -167,6 +171,7 @@ type round struct {
 	problems []error
 	refused  map[string]string
 	away     bool // the API server did not answer: no use in asking it a thousand times more
+	believed bool // some write of ours was taken for newer than the watch
 }
 
 func (t *target) round() *round {
@@ -178,7 +183,16 @@ func (t *target) round() *round {
 	return &round{target: t, refused: map[string]string{}}
 }
 
-func (r *round) err() error { return errors.Join(r.problems...) }
+// end is the end of a round: everything that went wrong in it.
+func (r *round) end() error {
+	if r.believed {
+		if r.again != nil {
+			r.again.Stop()
+		}
+		r.again = time.AfterFunc(writtenFor, r.poke)
+	}
+	return errors.Join(r.problems...)
+}
 
 // refusal is the key of an object in Snapshot.Refused.
 func refusal(object client.Object) string { return kindOf(object) + " " + object.GetName() }
@@ -227,6 +241,7 @@ func current[T client.Object](r *round, observed T, exists bool, name string) (T
 		delete(r.wrote, name) // the watch has it, or something newer
 		return observed, exists
 	}
+	r.believed = true
 	after, ok := w.after.(T)
 	return after, ok
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
@@ -302,4 +304,37 @@ func TestConfigReportsEveryProblem(t *testing.T) {
 			t.Errorf("error %v does not say %q", err, want)
 		}
 	}
+}
+
+// TestDeletedRightAfterItWasWritten: what is deleted before the watch has told of it looks like a watch that lags. It comes
+// back all the same, without anything else happening.
+func TestDeletedRightAfterItWasWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := w.server("c1", dual)
+		pokes := make(chan struct{}, 1)
+		side := &target{writer: s, now: time.Now, wrote: map[string]written{}, count: func(string, string, bool) {}, poke: func() { pokes <- struct{}{} }}
+		want := []*discoveryv1.EndpointSlice{sliceOf("a", "10.0.0.1")}
+		apply := func() {
+			r := side.round()
+			put(t.Context(), r, nil, want, adoptSlice) // nil: the watch knows of none, now and for ever
+			if err := r.end(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		apply()
+		if err := s.Delete(t.Context(), want[0].DeepCopy()); err != nil {
+			t.Fatal(err)
+		}
+		apply()
+		if got := slicesIn(t, s); got != "" {
+			t.Errorf("%q was made while the watch might only have lagged", got)
+		}
+		<-pokes // in virtual time; nobody poking is a deadlock, which synctest reports
+		time.Sleep(time.Millisecond)
+		apply()
+		if got := slicesIn(t, s); got != "a=10.0.0.1" {
+			t.Errorf("the server holds %q, want the slice again", got)
+		}
+	})
 }
