@@ -16,6 +16,7 @@ COMMANDS := fastnet-agent fastnet-gateway fastnet-routeagent kubectl-service kub
 
 export CGO_ENABLED := 0
 # go build decides what is stale, make only what to ask for.
+.NOTPARALLEL:
 .PHONY: help build test lint gen images lab demo demo-down e2e bench prepare kubernetes
 
 help: ## List the targets
