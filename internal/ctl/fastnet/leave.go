@@ -195,11 +195,12 @@ func (c *cluster) stopDaemons(ctx context.Context, timeout time.Duration, note f
 	})
 }
 
-// removeImports deletes what the agent wrote, known by its labels.
+// removeImports takes away what the agent wrote: objects, known by their labels, and what it said of exports.
 func (c *cluster) removeImports(ctx context.Context) error {
 	byUs := client.MatchingLabels{"app.kubernetes.io/managed-by": v1alpha1.ManagedBy}
 	slices := client.MatchingLabels{discoveryv1.LabelManagedBy: v1alpha1.ManagedBy}
 	return errors.Join(
+		c.forgetExports(ctx),
 		c.deleteAll(ctx, discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), slices),
 		c.deleteAll(ctx, discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), byUs),
 		// The second label as well: the first is one that people put on Services of their own.
@@ -208,6 +209,30 @@ func (c *cluster) removeImports(ctx context.Context) error {
 		c.deleteAll(ctx, v1alpha1.GroupVersion.WithKind("Endpoint"), client.InNamespace(v1alpha1.Namespace)),
 		c.deleteAll(ctx, v1alpha1.GroupVersion.WithKind("Gateway"), client.InNamespace(v1alpha1.Namespace)),
 	)
+}
+
+// forgetExports takes the conditions off the ServiceExports, which stay: nobody is left to say that they are ready.
+func (c *cluster) forgetExports(ctx context.Context) error {
+	kind := schema.GroupVersionKind{Group: "multicluster.x-k8s.io", Version: "v1beta1", Kind: "ServiceExport"}
+	list := &metav1.PartialObjectMetadataList{}
+	list.SetGroupVersionKind(kind)
+	err := c.List(ctx, list)
+	if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return ctl.Explain("list ServiceExport objects", err)
+	}
+	var failed []error
+	for i := range list.Items {
+		export := &list.Items[i]
+		export.SetGroupVersionKind(kind)
+		err := c.Status().Patch(ctx, export, client.RawPatch(types.MergePatchType, []byte(`{"status":{"conditions":null}}`)))
+		if client.IgnoreNotFound(err) != nil {
+			failed = append(failed, ctl.Explain("clear the status of ServiceExport "+export.Namespace+"/"+export.Name, err))
+		}
+	}
+	return errors.Join(failed...)
 }
 
 // deleteAll deletes every object of a kind that the options select, one by one: Services know no other way. A kind that
