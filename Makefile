@@ -26,6 +26,7 @@ build: ## Build all binaries into dist/bin
 	@mkdir -p $(DIST)/bin
 	test/progress go build -v -ldflags '$(LDFLAGS)' -o $(DIST)/bin/ $(addprefix ./cmd/,$(COMMANDS)) ./test/whereami
 	test/progress go build -v -ldflags '$(LDFLAGS)' -o $(DIST)/bin/coredns ./coredns-build
+	@install -m 755 cmd/kubectl-fastnet/kubectl_complete-fastnet cmd/kubectl-service/kubectl_complete-service $(DIST)/bin
 
 images: build ## Write the container images, as OCI archives, to dist/images
 	@test/prepare images
