@@ -49,11 +49,12 @@ func stateOf(ctx context.Context, l *lab.Lab) (map[string]string, error) {
 	return states, nil
 }
 
-// machineState is what a lab might leave on the machine itself, as text.
+// machineState is what a lab might leave on the machine itself, as text. The namespaces of test/netns stay out: those tests
+// may run at the same time.
 func machineState(ctx context.Context) (string, error) {
 	out, err := exec.CommandContext(ctx, "sh", "-c", `
 echo "# links"; ip -o link | cut -d: -f2 | sort
-echo "# namespaces"; ip netns | sort
+echo "# namespaces"; ip netns | grep -v fastnet-test- | sort
 for family in -4 -6; do
 	echo "# rules $family"; ip $family rule
 	echo "# routes $family"; ip $family route show table all | sed 's/expires [0-9]*sec//' | sort
@@ -61,7 +62,7 @@ done
 for tool in iptables-nft ip6tables-nft iptables-legacy ip6tables-legacy; do
 	echo "# $tool"; $tool-save 2>/dev/null | grep -v ^# | sed 's/\[.*\]//'
 done
-echo "# mounts"; cut -d' ' -f5- /proc/self/mountinfo | sort
+echo "# mounts"; cut -d' ' -f5- /proc/self/mountinfo | grep -v fastnet-test- | sort
 echo "# sysctls"; cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding
 `).CombinedOutput()
 	if err != nil {
