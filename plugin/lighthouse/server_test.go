@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -30,21 +31,30 @@ func startServer(t *testing.T, corefile string, api *fakeAPI) (*caddy.Instance, 
 		dnsserver.Directives = slices.Insert(slices.Clone(dnsserver.Directives), before, pluginName)
 	}
 	dnsserver.Quiet, caddy.Quiet = true, true
-	port := freePort(t)
-	i, err := caddy.Start(corefileInput(strings.NewReplacer("PORT", port, "KUBECONFIG", writeKubeconfig(t, api.URL)).Replace(corefile)))
+	address := loopback()
+	port := freePort(t, address)
+	i, err := caddy.Start(corefileInput(strings.NewReplacer("bind 127.0.0.1", "bind "+address, "PORT", port,
+		"KUBECONFIG", writeKubeconfig(t, api.URL)).Replace(corefile)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return i, net.JoinHostPort("127.0.0.1", port)
+	return i, net.JoinHostPort(address, port)
+}
+
+// loopback is an address of this test process. On 127.0.0.1 every connection of the machine takes ports, and may take the one
+// that was free a moment ago.
+func loopback() string {
+	return fmt.Sprintf("127.%d.%d.1", 1+os.Getpid()>>8%254, os.Getpid()&0xff)
 }
 
 func corefileInput(text string) caddy.Input {
 	return caddy.CaddyfileInput{Contents: []byte(text), Filepath: "Corefile", ServerTypeName: "dns"}
 }
 
-func freePort(t *testing.T) string {
+// freePort is a port of an address that nobody has.
+func freePort(t *testing.T, address string) string {
 	t.Helper()
-	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	c, err := net.ListenPacket("udp", net.JoinHostPort(address, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
