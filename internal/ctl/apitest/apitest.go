@@ -54,14 +54,14 @@ func Start(t testing.TB, name, serviceCIDR string) (kubeconfig string) {
 	}
 	files := writeFiles(t, dir)
 	api, etcd, peer, controllers := freePort(t), freePort(t), freePort(t), freePort(t)
-	etcdURL, peerURL := fmt.Sprintf("http://127.0.0.1:%d", etcd), fmt.Sprintf("http://127.0.0.1:%d", peer)
-	server := fmt.Sprintf("https://127.0.0.1:%d", api)
+	etcdURL, peerURL := fmt.Sprintf("http://%s:%d", loopback(), etcd), fmt.Sprintf("http://%s:%d", loopback(), peer)
+	server := fmt.Sprintf("https://%s:%d", loopback(), api)
 
 	run(t, dir, kube, "etcd", "--data-dir="+dir+"/etcd", "--unsafe-no-fsync", "--log-level=error",
 		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
 		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL, "--initial-cluster=default="+peerURL)
 	run(t, dir, kube, "kube-apiserver", "--etcd-servers="+etcdURL, fmt.Sprintf("--secure-port=%d", api),
-		"--bind-address=127.0.0.1", "--advertise-address=192.0.2.1", "--tls-cert-file="+files.cert, "--tls-private-key-file="+files.key,
+		"--bind-address="+loopback().String(), "--advertise-address=192.0.2.1", "--tls-cert-file="+files.cert, "--tls-private-key-file="+files.key,
 		"--service-cluster-ip-range="+serviceCIDR, "--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+files.key, "--service-account-signing-key-file="+files.key,
 		"--token-auth-file="+files.tokens, "--authorization-mode=RBAC", "--allow-privileged=true")
@@ -76,7 +76,7 @@ current-context: %[1]s
 `, name, server, files.cert, token))
 	await(t, dir, server, files.cert)
 	run(t, dir, kube, "kube-controller-manager", "--kubeconfig="+kubeconfig, "--leader-elect=false",
-		fmt.Sprintf("--secure-port=%d", controllers), "--bind-address=127.0.0.1",
+		fmt.Sprintf("--secure-port=%d", controllers), "--bind-address="+loopback().String(),
 		"--controllers=namespace-controller,garbage-collector-controller")
 	return kubeconfig
 }
@@ -85,7 +85,7 @@ type files struct{ cert, key, tokens string }
 
 func writeFiles(t testing.TB, dir string) files {
 	t.Helper()
-	certificate, key, err := cert.GenerateSelfSignedCertKey("127.0.0.1", []net.IP{net.IPv4(127, 0, 0, 1)}, []string{"localhost"})
+	certificate, key, err := cert.GenerateSelfSignedCertKey(loopback().String(), []net.IP{loopback()}, []string{"localhost"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,9 +103,15 @@ func write(t testing.TB, path, content string) {
 	}
 }
 
+// loopback is an address of this test process. On 127.0.0.1 every connection of the machine takes ports, and may take the one
+// that was free a moment ago.
+func loopback() net.IP {
+	return net.IPv4(127, byte(1+os.Getpid()>>8%254), byte(os.Getpid()), 1)
+}
+
 func freePort(t testing.TB) int {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", net.JoinHostPort(loopback().String(), "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
