@@ -15,6 +15,9 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 COMMANDS := fastnet-agent fastnet-gateway fastnet-routeagent kubectl-service kubectl-fastnet fastnet-lab
 
 export CGO_ENABLED := 0
+# A pipe fails with any of its commands: a test run that dies must not pass for one that was counted.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 # go build decides what is stale, make only what to ask for.
 .NOTPARALLEL:
 .PHONY: help build test lint gen images lab demo demo-down e2e bench prepare kubernetes
@@ -49,8 +52,8 @@ demo-down: build ## Take away everything that demo and lab made
 test: ## Run every test that needs no cluster, with the race detector (as root: also those in network namespaces)
 	@test/prepare test
 	@mkdir -p $(DIST)
-	{ CGO_ENABLED=1 go test -json -race -timeout 10m $$(go list ./... | grep -v -E '$(SLOW)'); \
-	  go test -json -timeout 10m $$(go list ./... | grep -E '$(SLOW)'); } | go run ./test/tally -append $(DIST)/tally
+	{ CGO_ENABLED=1 go test -json -race -timeout 10m $$(go list ./... | grep -v -E '$(SLOW)'); first=$$?; \
+	  go test -json -timeout 10m $$(go list ./... | grep -E '$(SLOW)') && exit $$first; } | go run ./test/tally -append $(DIST)/tally
 
 e2e: prepare kubernetes images ## Run the end-to-end tests in the lab
 	go test -json -tags e2e -count 1 -p 1 -timeout 25m ./test/e2e ./test/lab | go run ./test/tally -append $(DIST)/tally

@@ -225,6 +225,7 @@ func debianBase(dist string, packages []string) (string, error) {
 	if _, err := os.Stat(file); err == nil {
 		return file, nil
 	}
+	fmt.Printf("unpacking Debian packages, up to a minute: %s and what they need\n", strings.Join(packages, " "))
 	unfinished := file + ".part"
 	command := exec.Command("mmdebstrap", append(arguments, unfinished, "--format=tar")...)
 	if output, err := command.CombinedOutput(); err != nil {
