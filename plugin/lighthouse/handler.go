@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
+	"strings"
 
 	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/plugin/metadata"
@@ -17,8 +19,6 @@ const (
 	// schemaVersion and its TTL are those of the Kubernetes multi-cluster DNS specification.
 	schemaVersion    = "1.0.0"
 	schemaVersionTTL = 28800
-
-	nsName = "ns.dns."
 )
 
 // Lighthouse answers the clusterset zones of one server block.
@@ -40,61 +40,32 @@ var (
 func (l *Lighthouse) Name() string { return pluginName }
 
 // ServeDNS implements plugin.Handler. Each way out names the rule behind it.
+//
+// Its frame is kept small, and so are those below it: every packet has a goroutine of its own, whose stack has to grow to
+// what they take together.
 func (l *Lighthouse) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
-	state := request.Request{W: w, Req: r}
-	qname, qtype := state.Name(), state.QType()
+	if len(r.Question) == 0 {
+		return plugin.NextOrFailure(pluginName, l.Next, ctx, w, r)
+	}
+	qname, qtype := strings.ToLower(r.Question[0].Name), r.Question[0].Qtype
 	zoneName := matchZone(l.zones, qname)
 	if zoneName == "" {
 		return plugin.NextOrFailure(pluginName, l.Next, ctx, w, r)
 	}
 	if qtype == dns.TypeAXFR || qtype == dns.TypeIXFR {
-		return dns.RcodeRefused, nil
+		return dns.RcodeRefused, nil // the plugin *transfer* asks in another way
 	}
 
 	z := l.world.current.Load()
-	v := view{zone: z, local: l.clusterID, clusterNames: l.clusterNames, maxAnswers: l.maxAnswers}
-	if v.local == "" {
-		v.local = z.localID
-	}
 	q := parseName(qname, zoneName)
-	m := reply{authority: zoneName, serial: z.serial, zoneTTL: l.ttl, builder: builder{question: r.Question[0].Name, ttl: l.ttl}}
-	if z.reach.suspect && q.place == placeService {
-		m.ttl = min(m.ttl, 1)
-	}
+	p := reply{question: &r.Question[0], zone: zoneName, serial: z.serial, zoneTTL: l.ttl, ttl: l.ttl}
 
 	switch q.place {
 	case placeNowhere:
 		// "<svc>.<ns>.pod and anything else: NXDOMAIN."
-		return l.nameError(ctx, state, &m, true)
-
-	case placeVersion:
-		if qtype == dns.TypeTXT {
-			m.answer = []dns.RR{&dns.TXT{
-				Hdr: dns.RR_Header{Name: m.question, Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: schemaVersionTTL},
-				Txt: []string{schemaVersion},
-			}}
-		}
-		return l.send(state, &m, kindLabelApex)
-
-	case placeApex:
-		switch qtype {
-		case dns.TypeSOA:
-			m.answer = []dns.RR{m.soa(m.question)}
-		case dns.TypeNS:
-			m.answer = []dns.RR{&dns.NS{Hdr: m.header(m.question, dns.TypeNS), Ns: below(nsName, zoneName)}}
-			m.extra = l.nsRecords(&m, below(nsName, zoneName), dns.TypeNone)
-		}
-		return l.send(state, &m, kindLabelApex)
-
-	case placeNS:
-		if qtype == dns.TypeA || qtype == dns.TypeAAAA {
-			m.answer = l.nsRecords(&m, m.question, qtype)
-		}
-		return l.send(state, &m, kindLabelApex)
-
-	case placeNSParent, placeRoot:
-		// "svc.<zone>: NODATA", and "every ancestor of an existing name is NODATA".
-		return l.send(state, &m, kindLabelApex)
+		return l.nameError(ctx, w, r, &p, true)
+	case placeApex, placeVersion, placeNS, placeNSParent, placeRoot:
+		return l.serveTop(w, r, &p, q.place)
 	}
 
 	// "Before the first sync: everything below svc is SERVFAIL and never falls through."
@@ -104,102 +75,135 @@ func (l *Lighthouse) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.
 	}
 	if _, exists := z.namespaces.get(q.namespace); !exists || !l.serves(q.namespace) {
 		// "Missing namespace or service: NXDOMAIN."
-		return l.nameError(ctx, state, &m, true)
+		return l.nameError(ctx, w, r, &p, true)
 	}
 	if q.place == placeNamespace {
 		// "An existing namespace: NODATA."
-		return l.send(state, &m, kindLabelApex)
+		return l.send(w, r, &p, kindLabelApex)
 	}
 	s, exists := z.services.get(q.key)
-	if !exists {
-		return l.nameError(ctx, state, &m, true)
+	if !exists || !s.selected.has(l.selector) {
+		return l.nameError(ctx, w, r, &p, true)
 	}
-	a := v.find(s, q.left)
+	if z.reach.suspect {
+		p.ttl = min(p.ttl, 1)
+	}
+	p.canonical = qname[len(qname)-canonicalLength(q.key, zoneName):]
+	return l.serveService(ctx, w, r, &p, z, s, q.left)
+}
+
+// serveService answers for a service that exists.
+func (l *Lighthouse) serveService(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, p *reply, z *zone, s *service, left string) (int, error) {
+	v := l.view(z)
+	a := v.find(s, left)
 	switch a.kind {
 	case answerNone:
-		return l.nameError(ctx, state, &m, true)
+		return l.nameError(ctx, w, r, p, true)
 	case answerHidden:
-		return l.nameError(ctx, state, &m, false)
+		return l.nameError(ctx, w, r, p, false)
 	}
-	switch qtype {
-	case dns.TypeA, dns.TypeAAAA:
-		m.answer = v.addressRecords(&m.builder, a, m.question, qtype)
-	case dns.TypeSRV:
-		m.answer, m.extra = v.serviceRecords(&m.builder, a, below(q.key+".svc.", zoneName))
-	}
-	return l.send(state, &m, labelOf(a))
+	found := contentPool.Get().(*content)
+	defer found.release()
+	found.collect(&v, &a, p.question.Qtype, p.canonical)
+	return l.write(w, r, p, found, labelOf(&a))
 }
 
-// reply is what an answer is built from before it becomes a message.
-type reply struct {
-	builder
-	authority     string // the zone
-	serial        uint32
-	zoneTTL       uint32 // of SOA and of negative answers
-	answer, extra []dns.RR
-}
-
-// soa is the zone's SOA record; its last field is the TTL of negative answers.
-func (m *reply) soa(owner string) dns.RR {
-	return &dns.SOA{
-		Hdr:     dns.RR_Header{Name: owner, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: m.zoneTTL},
-		Ns:      below(nsName, m.authority),
-		Mbox:    below("hostmaster.", m.authority),
-		Serial:  m.serial,
-		Refresh: 7200,
-		Retry:   1800,
-		Expire:  86400,
-		Minttl:  m.zoneTTL,
+// serveTop answers for the names that are there without any service.
+func (l *Lighthouse) serveTop(w dns.ResponseWriter, r *dns.Msg, p *reply, place place) (int, error) {
+	m := new(message)
+	switch qtype := p.question.Qtype; {
+	case place == placeVersion && qtype == dns.TypeTXT:
+		m.Answer = []dns.RR{versionRecord(p.question.Name)}
+	case place == placeApex && qtype == dns.TypeSOA:
+		soa := p.soa(p.question.Name)
+		m.Answer = []dns.RR{&soa}
+	case place == placeApex && qtype == dns.TypeNS:
+		m.Answer = []dns.RR{p.ns(p.question.Name)}
+		m.Extra = l.nsAddresses(p, below(nsName, p.zone), dns.TypeNone)
+	case place == placeNS && (qtype == dns.TypeA || qtype == dns.TypeAAAA):
+		m.Answer = l.nsAddresses(p, p.question.Name, qtype)
 	}
-}
-
-// nsRecords gives the server's addresses under a name; of one type, or with TypeNone of both.
-func (l *Lighthouse) nsRecords(m *reply, owner string, qtype uint16) []dns.RR {
-	var rrs []dns.RR
-	for _, ip := range l.serverAddresses {
-		if four := ip.To4(); four != nil {
-			if qtype != dns.TypeAAAA {
-				rrs = append(rrs, &dns.A{Hdr: m.header(owner, dns.TypeA), A: four})
-			}
-		} else if qtype != dns.TypeA {
-			rrs = append(rrs, &dns.AAAA{Hdr: m.header(owner, dns.TypeAAAA), AAAA: ip})
-		}
+	if len(m.Answer) == 0 {
+		// "svc.<zone>: NODATA", and "every ancestor of an existing name is NODATA".
+		return l.send(w, r, p, kindLabelApex)
 	}
-	return rrs
-}
-
-// nameError answers NXDOMAIN, or hands the question on where the Corefile wants that and it may be.
-func (l *Lighthouse) nameError(ctx context.Context, state request.Request, m *reply, may bool) (int, error) {
-	if may && l.fall.Through(state.Name()) {
-		return plugin.NextOrFailure(pluginName, l.Next, ctx, state.W, state.Req)
-	}
-	return l.write(state, m, dns.RcodeNameError, kindLabelNone)
-}
-
-// send answers with the records there are; none is NODATA.
-func (l *Lighthouse) send(state request.Request, m *reply, kind kindLabel) (int, error) {
-	return l.write(state, m, dns.RcodeSuccess, kind)
-}
-
-func (l *Lighthouse) write(state request.Request, m *reply, rcode int, kind kindLabel) (int, error) {
-	msg := new(dns.Msg)
-	msg.SetRcode(state.Req, rcode)
-	msg.Authoritative = true
-	msg.Compress = true
-	msg.Answer, msg.Extra = m.answer, m.extra
-	if len(m.answer) == 0 {
-		msg.Ns = []dns.RR{m.soa(m.authority)}
-	}
-	// "A reply too large even for TCP loses its glue first." Below that, size is the server's business; few records can
-	// not come near it.
-	if len(m.answer) > 200 && len(m.extra) > 0 && msg.Len() > dns.MaxMsgSize-64 {
-		msg.Extra = nil
-	}
-	l.counters.count(kind, rcode)
-	if err := state.W.WriteMsg(msg); err != nil {
+	l.counters.count(kindLabelApex, dns.RcodeSuccess)
+	if err := w.WriteMsg(m.begin(r, dns.RcodeSuccess)); err != nil {
 		return dns.RcodeServerFailure, err
 	}
 	return dns.RcodeSuccess, nil
+}
+
+// versionRecord tells the version of the specification.
+func versionRecord(owner string) dns.RR {
+	return &dns.TXT{
+		Hdr: dns.RR_Header{Name: owner, Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: schemaVersionTTL},
+		Txt: []string{schemaVersion},
+	}
+}
+
+// nsAddresses gives the server's addresses under a name; of one type, or with TypeNone of both.
+func (l *Lighthouse) nsAddresses(p *reply, owner string, qtype uint16) []dns.RR {
+	var wanted []netip.Addr
+	for _, ip := range l.serverAddresses {
+		if addr, ok := netip.AddrFromSlice(ip); ok {
+			if addr = addr.Unmap(); qtype == dns.TypeNone || addr.Is4() == (qtype == dns.TypeA) {
+				wanted = append(wanted, addr)
+			}
+		}
+	}
+	var b addressRecords
+	b.count(wanted)
+	return b.appendTo(nil, p, owner, wanted)
+}
+
+// nameError answers NXDOMAIN, or hands the question on where the Corefile wants that and it may be.
+func (l *Lighthouse) nameError(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, p *reply, may bool) (int, error) {
+	if may && len(l.fall.Zones) > 0 && l.fall.Through(strings.ToLower(p.question.Name)) {
+		return plugin.NextOrFailure(pluginName, l.Next, ctx, w, r)
+	}
+	p.rcode = dns.RcodeNameError
+	return l.send(w, r, p, kindLabelNone)
+}
+
+// send answers without records: NODATA, or with that rcode NXDOMAIN.
+func (l *Lighthouse) send(w dns.ResponseWriter, r *dns.Msg, p *reply, kind kindLabel) (int, error) {
+	found := contentPool.Get().(*content)
+	defer found.release()
+	return l.write(w, r, p, found, kind)
+}
+
+// write sends the reply, as bytes where that may be.
+func (l *Lighthouse) write(w dns.ResponseWriter, r *dns.Msg, p *reply, found *content, kind kindLabel) (int, error) {
+	l.counters.count(kind, p.rcode)
+	var err error
+	if to, size, opt, ok := packed(w, r); ok {
+		found.packing = p.pack(found.packing[:0], r, found, size, opt)
+		_, err = to.Write(found.packing)
+	} else {
+		err = w.WriteMsg(p.message(r, found))
+	}
+	if err != nil {
+		return dns.RcodeServerFailure, err
+	}
+	return dns.RcodeSuccess, nil
+}
+
+// canonicalLength is the length of <key>.svc.<zone>.
+func canonicalLength(key, zone string) int {
+	if zone == "." {
+		return len(key) + len(".svc.")
+	}
+	return len(key) + len(".svc.") + len(zone)
+}
+
+// view is the zone with the options of this stanza.
+func (l *Lighthouse) view(z *zone) view {
+	v := view{zone: z, local: l.clusterID, clusterNames: l.clusterNames, maxAnswers: l.maxAnswers}
+	if v.local == "" {
+		v.local = z.localID
+	}
+	return v
 }
 
 // Ready implements ready.Readiness. A cluster without the MCS API, or without rights to it, has SERVFAIL in this zone, and
@@ -223,17 +227,17 @@ func (l *Lighthouse) Metadata(ctx context.Context, state request.Request) contex
 	set("service", q.service)
 	z := l.world.current.Load()
 	s, exists := z.services.get(q.key)
-	if !exists || !z.synced || !l.serves(q.namespace) {
+	if !exists || !s.selected.has(l.selector) || !z.synced || !l.serves(q.namespace) {
 		return ctx
 	}
-	v := view{zone: z, local: l.clusterID, clusterNames: l.clusterNames, maxAnswers: l.maxAnswers}
+	v := l.view(z)
 	a := v.find(s, q.left)
-	set("kind", labelOf(a).String())
+	set("kind", labelOf(&a).String())
 	if a.part != nil {
 		set("cluster", a.part.cluster.id)
 	}
-	if a.backend != nil {
-		set("hostname", a.backend.name)
+	if a.host != "" {
+		set("hostname", a.host)
 	}
 	if a.kind == answerPort {
 		set("port", a.port)
@@ -249,6 +253,7 @@ type config struct {
 	ttl          uint32
 	fall         fall.F
 	namespaces   map[string]struct{} // nil for all
+	selector     selection           // the bit of the stanza's label selector, 0 without one
 	clusterNames bool
 	maxAnswers   int
 }
@@ -280,11 +285,11 @@ func (k kindLabel) String() string {
 	return [kindLabels]string{"none", "unknown", "apex", "clustersetip", "balanced", "headless", "cluster", "backend"}[k]
 }
 
-func labelOf(a answer) kindLabel {
+func labelOf(a *answer) kindLabel {
 	switch {
 	case a.service == nil:
 		return kindLabelNone
-	case a.backend != nil:
+	case a.host != "":
 		return kindLabelBackend
 	case a.part != nil:
 		return kindLabelCluster

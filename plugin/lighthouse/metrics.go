@@ -29,7 +29,7 @@ var (
 		Namespace: plugin.Namespace,
 		Subsystem: pluginName,
 		Name:      "backends",
-		Help:      "Ready backends of headless services that are held.",
+		Help:      "Addresses of ready backends of headless services that are held.",
 	})
 
 	reachableClusters = promauto.NewGauge(prometheus.GaugeOpts{
@@ -77,7 +77,10 @@ func observeLatency(changed time.Time) {
 }
 
 // held counts what a zone holds, as it is built.
-type held struct{ services, backends [3]int } // by kind
+type held struct {
+	services [3]int // by kind
+	backends int
+}
 
 var kindNames = [...]string{kindIP: "clustersetip", kindBalanced: "balanced", kindHeadless: "headless"}
 
@@ -85,7 +88,9 @@ var kindNames = [...]string{kindIP: "clustersetip", kindBalanced: "balanced", ki
 func (h *held) add(s *service, n int) {
 	h.services[s.kind] += n
 	for _, p := range s.parts {
-		h.backends[s.kind] += n * len(p.backends)
+		for _, slice := range p.backends {
+			h.backends += n * len(slice.backends)
+		}
 	}
 }
 
@@ -94,7 +99,7 @@ func (h *held) export(z *zone) {
 	for k, name := range kindNames {
 		servicesHeld.WithLabelValues(name).Set(float64(h.services[k]))
 	}
-	backendsHeld.Set(float64(h.backends[kindHeadless]))
+	backendsHeld.Set(float64(h.backends))
 	synced.Set(boolGauge(z.synced))
 	suspecting.Set(boolGauge(z.reach.suspect))
 	n := -1

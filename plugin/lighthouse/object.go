@@ -48,24 +48,28 @@ type importObject struct {
 	slim
 	key       string // "name.namespace"
 	headless  bool
-	addresses []netip.Addr
+	addresses families
 	ports     []port
+	selected  selection
 }
 
 func newImportObject(o *mcsv1beta1.ServiceImport) *importObject {
 	i := &importObject{slim: slimOf(o), key: o.Name + "." + o.Namespace, headless: o.Spec.Type == mcsv1beta1.Headless}
+	var addresses []netip.Addr
 	for _, ip := range o.Spec.IPs {
 		if addr, ok := parseAddress(ip); ok {
-			i.addresses = appendNew(i.addresses, addr)
+			addresses = appendNew(addresses, addr)
 		}
 	}
+	i.addresses = newFamilies(addresses)
 	for _, p := range o.Spec.Ports {
 		i.ports = appendPort(i.ports, p.Name, string(p.Protocol), p.Port)
 	}
 	return i
 }
 
-// sliceObject is an EndpointSlice with the labels of the Multi-Cluster Services API.
+// sliceObject is an EndpointSlice with the labels of the Multi-Cluster Services API. It never changes once it is made: zones
+// hold on to it.
 type sliceObject struct {
 	slim
 	serviceKey string // "service.namespace"
@@ -75,15 +79,17 @@ type sliceObject struct {
 	weighted       bool
 	weight, share  uint16
 	ports          []port
-	endpoints      []endpoint
+
+	// backends that are ready, by rank and name; none in a cluster-address slice.
+	backends []backend
+	// fours and sixes tell which families are among the backends; repeats, that two of them have the same address.
+	fours, sixes, repeats bool
+
+	// addresses of a cluster-address slice, and of those the ready ones.
+	addresses, ready []netip.Addr
+
 	// changed is when what led to this state happened, zero where nobody wrote it down.
 	changed time.Time
-}
-
-type endpoint struct {
-	ready     bool
-	hostname  string
-	addresses []netip.Addr
 }
 
 // A cluster without a weight of its own has this weight in SRV records, and this share of the answers of a DNS-balanced
@@ -125,35 +131,67 @@ func newSliceObject(o *discoveryv1.EndpointSlice) *sliceObject {
 	}
 	s.ports = slices.Clip(s.ports)
 
-	n := 0
-	for i := range o.Endpoints {
-		n += len(o.Endpoints[i].Addresses)
-	}
-	backing := make([]netip.Addr, 0, n)
-	s.endpoints = make([]endpoint, 0, len(o.Endpoints))
-	for i := range o.Endpoints {
-		in := &o.Endpoints[i]
-		e := endpoint{ready: in.Conditions.Ready == nil || *in.Conditions.Ready}
-		if !e.ready && !s.clusterAddress {
-			continue
-		}
-		if in.Hostname != nil {
-			if name := strings.ToLower(*in.Hostname); isLabel(name) {
-				e.hostname = name
-			}
-		}
-		from := len(backing)
-		for _, text := range in.Addresses {
-			if addr, ok := parseAddress(text); ok {
-				backing = append(backing, addr)
-			}
-		}
-		if e.addresses = backing[from:len(backing):len(backing)]; len(e.addresses) > 0 {
-			s.endpoints = append(s.endpoints, e)
-		}
+	if s.clusterAddress {
+		s.takeAddresses(o.Endpoints)
+	} else {
+		s.takeBackends(o.Endpoints)
 	}
 	return s
 }
+
+// takeAddresses keeps the addresses of a cluster-address slice.
+func (s *sliceObject) takeAddresses(endpoints []discoveryv1.Endpoint) {
+	for i := range endpoints {
+		for _, text := range endpoints[i].Addresses {
+			if addr, ok := parseAddress(text); ok {
+				s.addresses = appendNew(s.addresses, addr)
+				if isReady(&endpoints[i]) {
+					s.ready = appendNew(s.ready, addr)
+				}
+			}
+		}
+	}
+}
+
+// takeBackends keeps the addresses of the ready endpoints of a backend slice.
+func (s *sliceObject) takeBackends(endpoints []discoveryv1.Endpoint) {
+	n := 0
+	for i := range endpoints {
+		n += len(endpoints[i].Addresses)
+	}
+	s.backends = make([]backend, 0, n)
+	seen := make(map[netip.Addr]struct{}, n)
+	for i := range endpoints {
+		if !isReady(&endpoints[i]) {
+			continue
+		}
+		var hostname string
+		if name := endpoints[i].Hostname; name != nil {
+			if lower := strings.ToLower(*name); isLabel(lower) {
+				hostname = lower
+			}
+		}
+		for _, text := range endpoints[i].Addresses {
+			addr, ok := parseAddress(text)
+			if !ok {
+				continue
+			}
+			b := backend{hostname: hostname, address: addr}
+			var room [nameRoom]byte
+			b.rank = rankOf(b.appendName(room[:0]))
+			s.backends = append(s.backends, b)
+			_, repeated := seen[addr]
+			seen[addr] = struct{}{}
+			s.repeats = s.repeats || repeated
+			s.fours, s.sixes = s.fours || addr.Is4(), s.sixes || addr.Is6()
+		}
+	}
+	slices.SortStableFunc(s.backends, func(a, b backend) int { return compareRank(&a, &b) })
+	s.backends = slices.Clip(slices.Compact(s.backends))
+}
+
+// isReady: "ready nil counts as ready".
+func isReady(e *discoveryv1.Endpoint) bool { return e.Conditions.Ready == nil || *e.Conditions.Ready }
 
 // lastChangeAnnotation is set by the EndpointSlice controller, and copied by those who mirror its slices.
 const lastChangeAnnotation = "endpoints.kubernetes.io/last-change-trigger-time"
@@ -163,10 +201,15 @@ func appendPort(ports []port, name, protocol string, number int32) []port {
 	if number < 1 || number > math.MaxUint16 {
 		return ports
 	}
-	if protocol == "" {
+	switch protocol {
+	case "TCP", "":
 		protocol = "tcp"
+	case "UDP":
+		protocol = "udp"
+	default:
+		protocol = strings.ToLower(protocol)
 	}
-	return appendNew(ports, port{strings.ToLower(name), strings.ToLower(protocol), uint16(number)})
+	return appendNew(ports, port{strings.ToLower(name), protocol, uint16(number)})
 }
 
 // parseWeight reads a weight, clamped to what an SRV record can hold.

@@ -19,9 +19,9 @@ type world struct {
 
 	mu      sync.Mutex
 	imports map[string]*importObject
-	// slices of a service, by the service's key and the slice's name.
-	slices     map[string]map[string]*sliceObject
-	sliceOwner map[objectKey]string // key of the service that a slice is filed under
+	// slices of a service, by the service's key; sorted by cluster ID and name.
+	slices     map[string][]*sliceObject
+	sliceOwner map[objectKey]*sliceObject // every slice that is filed
 	namespaces map[string]struct{}
 	gateways   map[objectKey][]string // clusters to which that gateway's cables are up
 	clusters   map[string]*cluster
@@ -50,8 +50,8 @@ func newWorld(resources ...resource) *world {
 	w := &world{
 		firstSync:  make(chan struct{}),
 		imports:    map[string]*importObject{},
-		slices:     map[string]map[string]*sliceObject{},
-		sliceOwner: map[objectKey]string{},
+		slices:     map[string][]*sliceObject{},
+		sliceOwner: map[objectKey]*sliceObject{},
 		namespaces: map[string]struct{}{},
 		gateways:   map[objectKey][]string{},
 		clusters:   map[string]*cluster{},
@@ -224,30 +224,43 @@ func (w *world) replaceSlices(objects []*sliceObject) {
 	})
 }
 
-// file puts a slice with its service.
+// file puts a slice with its service, in the place of an older state of it.
 func (w *world) file(o *sliceObject) {
 	if o.serviceKey == "" {
 		return
 	}
-	if w.slices[o.serviceKey] == nil {
-		w.slices[o.serviceKey] = map[string]*sliceObject{}
+	list := w.slices[o.serviceKey]
+	at, found := slices.BinarySearchFunc(list, o, compareSlices)
+	if found {
+		list[at] = o
+	} else {
+		list = slices.Insert(list, at, o)
 	}
-	w.slices[o.serviceKey][o.name] = o
-	w.sliceOwner[o.objectKey] = o.serviceKey
+	w.slices[o.serviceKey] = list
+	w.sliceOwner[o.objectKey] = o
 }
 
 // unfile takes a slice away and tells the key of the service it was with, "" where there was none.
 func (w *world) unfile(key objectKey) string {
-	owner := w.sliceOwner[key]
-	if owner == "" {
+	o := w.sliceOwner[key]
+	if o == nil {
 		return ""
 	}
 	delete(w.sliceOwner, key)
-	delete(w.slices[owner], key.name)
-	if len(w.slices[owner]) == 0 {
-		delete(w.slices, owner)
+	list := w.slices[o.serviceKey]
+	if at, found := slices.BinarySearchFunc(list, o, compareSlices); found {
+		list = slices.Delete(list, at, at+1)
 	}
-	return owner
+	if len(list) == 0 {
+		delete(w.slices, o.serviceKey)
+	} else {
+		w.slices[o.serviceKey] = list
+	}
+	return o.serviceKey
+}
+
+func compareSlices(a, b *sliceObject) int {
+	return cmp.Or(cmp.Compare(a.clusterID, b.clusterID), cmp.Compare(a.name, b.name))
 }
 
 func (w *world) setNamespace(name string, exists bool) {
@@ -341,101 +354,59 @@ func (w *world) rebuild(next *zone, key string) bool {
 	return true
 }
 
-// build makes the record of a service from its import and its slices.
-func (w *world) build(o *importObject, all map[string]*sliceObject) *service {
-	s := &service{kind: kindIP, addresses: o.addresses, ports: o.ports, turns: new(turns)}
+// build makes the record of a service from its import and its slices, which are sorted by cluster. It costs a step for each
+// slice, whatever the number of backends in it: a slice is made ready for serving when it arrives.
+func (w *world) build(o *importObject, all []*sliceObject) *service {
+	s := &service{kind: kindIP, addresses: o.addresses, ports: o.ports, selected: o.selected, turns: new(turns)}
 	switch {
 	case o.headless:
-		s.kind, s.addresses = kindHeadless, nil
-	case len(o.addresses) == 0:
+		s.kind, s.addresses = kindHeadless, families{}
+	case len(o.addresses.all) == 0:
 		s.kind = kindBalanced
 	}
-
-	// Backend slices are for headless services, cluster-address slices for the others; the rest is kube-proxy's.
-	byCluster := map[string][]*sliceObject{}
-	for _, slice := range all {
-		if slice.clusterAddress != o.headless {
-			byCluster[slice.clusterID] = append(byCluster[slice.clusterID], slice)
+	for len(all) > 0 {
+		n := 1
+		for n < len(all) && all[n].clusterID == all[0].clusterID {
+			n++
 		}
-	}
-	for id, list := range byCluster {
-		slices.SortFunc(list, func(a, b *sliceObject) int { return cmp.Compare(a.name, b.name) })
-		if o.headless {
-			s.parts = append(s.parts, headlessPart(w.intern(id), list))
-		} else {
-			s.parts = append(s.parts, addressPart(w.intern(id), list))
+		if p := newPart(w.intern(all[0].clusterID), o.headless, all[:n]); p != nil {
+			s.parts = append(s.parts, p)
 		}
+		all = all[n:]
 	}
-	slices.SortFunc(s.parts, func(a, b *part) int { return cmp.Compare(a.cluster.id, b.cluster.id) })
-	s.repeats = repeats(s.parts)
 	return s
 }
 
-// addressPart makes a cluster's part from its cluster-address slices, one a family.
-func addressPart(c *cluster, list []*sliceObject) *part {
-	p := &part{cluster: c, hasAddress: true, weight: defaultWeight, share: defaultShare}
-	weighted := false
+// newPart makes the part of the cluster that these slices come from, nil where none of them is of use: backend slices are
+// for headless services, cluster-address slices for the others; the rest is kube-proxy's.
+func newPart(c *cluster, headless bool, list []*sliceObject) *part {
+	p := &part{cluster: c, weight: defaultWeight, share: defaultShare}
+	used, weighted := false, false
+	var addresses, ready []netip.Addr
 	for _, slice := range list {
-		for _, e := range slice.endpoints {
-			for _, addr := range e.addresses {
-				p.addresses = appendNew(p.addresses, addr)
-				if e.ready {
-					p.ready = appendNew(p.ready, addr)
-				}
-			}
+		if slice.clusterAddress == headless {
+			continue
 		}
+		used = true
+		if headless {
+			if len(slice.backends) > 0 {
+				p.backends = append(p.backends, slice)
+				p.ports = appendNew(p.ports, slice.ports...)
+			}
+			continue
+		}
+		p.hasAddress = true
+		addresses, ready = appendNew(addresses, slice.addresses...), appendNew(ready, slice.ready...)
 		p.ports = appendNew(p.ports, slice.ports...)
 		if slice.weighted && !weighted {
 			weighted = true
 			p.weight, p.share = slice.weight, slice.share
 		}
 	}
-	return p
-}
-
-// headlessPart makes a cluster's part from its backend slices. The slices of the two families tell the same backends, by
-// hostname, so they are merged by name.
-func headlessPart(c *cluster, list []*sliceObject) *part {
-	p := &part{cluster: c, weight: defaultWeight, share: defaultShare}
-	n := 0
-	for _, slice := range list {
-		n += len(slice.endpoints)
+	if !used {
+		return nil
 	}
-	p.backends = make([]backend, 0, n)
-	for _, slice := range list {
-		ready := false
-		for _, e := range slice.endpoints {
-			if !e.ready {
-				continue
-			}
-			ready = true
-			if e.hostname != "" {
-				p.backends = append(p.backends, backend{rankOf(e.hostname), slice.weight, e.hostname, e.addresses, slice.ports})
-				continue
-			}
-			for i, addr := range e.addresses {
-				name := dashed(addr)
-				p.backends = append(p.backends, backend{rankOf(name), slice.weight, name, e.addresses[i : i+1 : i+1], slice.ports})
-			}
-		}
-		if ready {
-			p.ports = appendNew(p.ports, slice.ports...)
-		}
-	}
-	slices.SortStableFunc(p.backends, func(a, b backend) int { return compareRank(&a, &b) })
-	merged := p.backends[:0]
-	for _, b := range p.backends {
-		last := len(merged) - 1
-		if last < 0 || merged[last].name != b.name {
-			merged = append(merged, b)
-			continue
-		}
-		m := &merged[last]
-		m.addresses = appendNew(slices.Clip(m.addresses), b.addresses...)
-		m.ports = appendNew(slices.Clip(m.ports), b.ports...)
-	}
-	clear(p.backends[len(merged):])
-	p.backends = slices.Clip(merged)
+	p.addresses, p.ready = newFamilies(addresses), newFamilies(ready)
 	return p
 }
 
@@ -447,27 +418,4 @@ func appendNew[T comparable](list []T, values ...T) []T {
 		}
 	}
 	return list
-}
-
-// repeats tells whether an address occurs twice among the backends.
-func repeats(parts []*part) bool {
-	n := 0
-	for _, p := range parts {
-		n += len(p.backends)
-	}
-	if n < 2 {
-		return false
-	}
-	seen := make(map[netip.Addr]struct{}, n)
-	for _, p := range parts {
-		for i := range p.backends {
-			for _, addr := range p.backends[i].addresses {
-				if _, found := seen[addr]; found {
-					return true
-				}
-				seen[addr] = struct{}{}
-			}
-		}
-	}
-	return false
 }

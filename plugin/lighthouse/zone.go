@@ -1,10 +1,10 @@
 package lighthouse
 
 import (
+	"bytes"
 	"cmp"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync/atomic"
 )
 
@@ -62,16 +62,42 @@ const (
 type service struct {
 	kind kind
 	// addresses are the clusterset IPs that may be answered.
-	addresses []netip.Addr
+	addresses families
 	// ports of the ServiceImport.
 	ports []port
 	// parts of the exporting clusters, sorted by cluster ID.
 	parts []*part
-	// repeats tells that two backends share an address, so that answers have to look for duplicates.
-	repeats bool
+	// selected by which of the source's label selectors, a bit each.
+	selected selection
 	// turns outlive the record: a change of a service must not send everybody back to the first cluster.
 	turns *turns
 }
+
+// families are addresses, the IPv4 ones first: an answer is one end of them, as it stands.
+type families struct {
+	all   []netip.Addr
+	fours int
+}
+
+// newFamilies takes over list and puts it in order; addresses of one family stay in the order they had.
+func newFamilies(list []netip.Addr) families {
+	slices.SortStableFunc(list, func(a, b netip.Addr) int { return cmp.Compare(a.BitLen(), b.BitLen()) })
+	f := families{all: list}
+	for f.fours < len(list) && list[f.fours].Is4() {
+		f.fours++
+	}
+	return f
+}
+
+// of gives the addresses of one family.
+func (f *families) of(four bool) []netip.Addr {
+	if four {
+		return f.all[:f.fours:f.fours]
+	}
+	return f.all[f.fours:]
+}
+
+func (f families) equal(o families) bool { return slices.Equal(f.all, o.all) }
 
 // turns count the answers of a DNS-balanced service, each kind of question for itself.
 type turns struct{ a, aaaa, srv atomic.Uint32 }
@@ -86,13 +112,12 @@ type port struct {
 type part struct {
 	cluster *cluster
 
-	// Of a headless service: the ready backends, sorted by (rank, name), and the ports that any of them has.
-	backends []backend
+	// backends of a headless service: the slices that have a ready one, by name.
+	backends []*sliceObject
 
 	// Of the cluster-address slices: whether there is one, the addresses of every family, and of those the ready ones.
-	hasAddress bool
-	addresses  []netip.Addr
-	ready      []netip.Addr
+	hasAddress       bool
+	addresses, ready families
 	// weight in SRV records, and share of the answers of a DNS-balanced service.
 	weight uint16
 	share  uint16
@@ -101,26 +126,56 @@ type part struct {
 	ports []port
 }
 
-// backend is one ready endpoint of a headless service, known by one name.
+// backend is one address of a ready endpoint of a headless service. What other slices say under the same name, such as
+// the address of the other family, belongs to the same backend; an answer puts them together.
 type backend struct {
 	// rank is a hash of the name. Answers that are cut to max_answers keep the lowest ranks, so that a backend that comes
 	// or goes changes at most one of the others, and every replica cuts alike.
-	rank      uint32
-	weight    uint16
-	name      string
-	addresses []netip.Addr
-	ports     []port
+	rank uint32
+	// hostname, "" where the name is made of the address.
+	hostname string
+	address  netip.Addr
 }
 
-// find gives the backend of that name, nil without one.
-func (p *part) find(name string) *backend {
-	i, found := slices.BinarySearchFunc(p.backends, &backend{rank: rankOf(name), name: name}, func(b backend, wanted *backend) int {
-		return compareRank(&b, wanted)
-	})
-	if !found {
-		return nil
+// nameRoom is enough for a label.
+const nameRoom = 64
+
+// appendName appends the backend's name to room.
+func (b *backend) appendName(room []byte) []byte {
+	if b.hostname != "" {
+		return append(room, b.hostname...)
 	}
-	return &p.backends[i]
+	return appendDashed(room, b.address)
+}
+
+// named tells whether that is the backend's name.
+func (b *backend) named(name string) bool {
+	if b.hostname != "" {
+		return b.hostname == name
+	}
+	var room [nameRoom]byte
+	return string(appendDashed(room[:0], b.address)) == name
+}
+
+// find gives the backends of that name, none where there is no such name.
+func (s *sliceObject) find(rank uint32, name string) []backend {
+	from, _ := slices.BinarySearchFunc(s.backends, rank, func(b backend, rank uint32) int { return cmp.Compare(b.rank, rank) })
+	for ; from < len(s.backends) && s.backends[from].rank == rank; from++ {
+		to := from
+		for to < len(s.backends) && s.backends[to].rank == rank && s.backends[to].named(name) {
+			to++
+		}
+		if to > from {
+			return s.backends[from:to]
+		}
+	}
+	return nil
+}
+
+// has tells whether the cluster has a ready backend of that name.
+func (p *part) has(name string) bool {
+	rank := rankOf(name)
+	return slices.ContainsFunc(p.backends, func(s *sliceObject) bool { return len(s.find(rank, name)) > 0 })
 }
 
 // compareRank is the order of backends everywhere.
@@ -128,12 +183,16 @@ func compareRank(a, b *backend) int {
 	if a.rank != b.rank {
 		return cmp.Compare(a.rank, b.rank)
 	}
-	return cmp.Compare(a.name, b.name)
+	if a.hostname != "" && b.hostname != "" {
+		return cmp.Compare(a.hostname, b.hostname)
+	}
+	var roomA, roomB [nameRoom]byte
+	return bytes.Compare(a.appendName(roomA[:0]), b.appendName(roomB[:0]))
 }
 
 // rankOf is FNV-1a with a mixing step at the end: hosts that are numbered ("web-1", "web-2") differ only in the last
 // bytes, and plain FNV would keep them side by side.
-func rankOf(name string) uint32 {
+func rankOf[T string | []byte](name T) uint32 {
 	h := uint32(2166136261)
 	for i := range len(name) {
 		h = (h ^ uint32(name[i])) * 16777619
@@ -180,21 +239,37 @@ func parseAddress(s string) (netip.Addr, bool) {
 	return addr, usable(addr)
 }
 
-// dashed is the name of a backend that has no hostname.
-func dashed(addr netip.Addr) string {
-	return strings.NewReplacer(".", "-", ":", "-").Replace(addr.String())
+// appendDashed appends the name of a backend that has no hostname: its address with dashes for dots and colons.
+func appendDashed(room []byte, addr netip.Addr) []byte {
+	from := len(room)
+	room = addr.AppendTo(room)
+	for i, c := range room[from:] {
+		if c == '.' || c == ':' {
+			room[from+i] = '-'
+		}
+	}
+	return room
 }
 
 // equal tells whether two records of a service give the same answers.
 func (s *service) equal(o *service) bool {
-	return s.kind == o.kind && slices.Equal(s.addresses, o.addresses) && slices.Equal(s.ports, o.ports) &&
+	return s.kind == o.kind && s.selected == o.selected && s.addresses.equal(o.addresses) && slices.Equal(s.ports, o.ports) &&
 		slices.EqualFunc(s.parts, o.parts, (*part).equal)
 }
 
 func (p *part) equal(o *part) bool {
 	return p.cluster == o.cluster && p.hasAddress == o.hasAddress && p.weight == o.weight && p.share == o.share &&
-		slices.Equal(p.addresses, o.addresses) && slices.Equal(p.ready, o.ready) && slices.Equal(p.ports, o.ports) &&
-		slices.EqualFunc(p.backends, o.backends, func(a, b backend) bool {
-			return a.name == b.name && a.weight == b.weight && slices.Equal(a.addresses, b.addresses) && slices.Equal(a.ports, b.ports)
-		})
+		p.addresses.equal(o.addresses) && p.ready.equal(o.ready) && slices.Equal(p.ports, o.ports) &&
+		slices.EqualFunc(p.backends, o.backends, (*sliceObject).equal)
 }
+
+// equal tells whether two states of a slice give the same answers. Of most slices of a service it is the same state.
+func (s *sliceObject) equal(o *sliceObject) bool {
+	return s == o || s.weight == o.weight && slices.Equal(s.ports, o.ports) && slices.Equal(s.backends, o.backends)
+}
+
+// selection holds a bit for each label selector that stanzas of one source have.
+type selection uint64
+
+// has tells whether the stanza with that selector serves what the selection belongs to; without a selector it serves all.
+func (s selection) has(selector selection) bool { return selector == 0 || s&selector != 0 }

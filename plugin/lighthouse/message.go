@@ -1,0 +1,217 @@
+package lighthouse
+
+import (
+	"net/netip"
+
+	"github.com/miekg/dns"
+)
+
+// reply is what is told beside the records: where the name lies, and how long the reply may be kept.
+type reply struct {
+	question *dns.Question // as the client wrote it
+	rcode    int
+	ttl      uint32 // of the records
+	// canonical is the service's own name, lower-case and fully qualified.
+	canonical string
+
+	zone    string // for the SOA record, whose TTL, and that of negative answers, is zoneTTL
+	serial  uint32
+	zoneTTL uint32
+}
+
+// The fields of the SOA record that never change.
+const (
+	nsName      = "ns.dns."
+	mboxName    = "hostmaster."
+	soaRefresh  = 7200
+	soaRetry    = 1800
+	soaExpire   = 86400
+	maxGlueless = 200 // records that cannot come near the size of a message, whatever their names
+)
+
+// soa is the zone's SOA record; its last field is the TTL of negative answers.
+func (p *reply) soa(owner string) dns.SOA {
+	return dns.SOA{
+		Hdr:     dns.RR_Header{Name: owner, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: p.zoneTTL},
+		Ns:      below(nsName, p.zone),
+		Mbox:    below(mboxName, p.zone),
+		Serial:  p.serial,
+		Refresh: soaRefresh,
+		Retry:   soaRetry,
+		Expire:  soaExpire,
+		Minttl:  p.zoneTTL,
+	}
+}
+
+func (p *reply) ns(owner string) dns.RR {
+	return &dns.NS{Hdr: p.header(owner, dns.TypeNS), Ns: below(nsName, p.zone)}
+}
+
+func (p *reply) header(owner string, rrtype uint16) dns.RR_Header {
+	return dns.RR_Header{Name: owner, Rrtype: rrtype, Class: dns.ClassINET, Ttl: p.ttl}
+}
+
+// message builds the reply to query. Every reply gets records of its own: other plugins change what they are handed, and
+// *cache* keeps it. Names are left uncompressed: the server compresses where that makes the reply fit, and nowhere else.
+func (p *reply) message(query *dns.Msg, r *content) *dns.Msg {
+	switch {
+	case len(r.services) > 0:
+		return p.serviceMessage(query, r)
+	case len(r.addresses) == 1:
+		// The most common reply is a single allocation.
+		m := new(struct {
+			message
+			records [1]dns.RR
+			a       dns.A
+			aaaa    dns.AAAA
+			bytes   [16]byte
+		})
+		if addr := r.addresses[0]; addr.Is4() {
+			m.a.Hdr = p.header(p.question.Name, dns.TypeA)
+			four := addr.As4()
+			m.a.A = append(m.bytes[:0], four[:]...)
+			m.records[0] = &m.a
+		} else {
+			m.aaaa.Hdr = p.header(p.question.Name, dns.TypeAAAA)
+			m.bytes = addr.As16()
+			m.aaaa.AAAA = m.bytes[:]
+			m.records[0] = &m.aaaa
+		}
+		m.Answer = m.records[:]
+		return m.begin(query, p.rcode)
+	case len(r.addresses) > 0:
+		m := new(message)
+		var b addressRecords
+		b.count(r.addresses)
+		m.Answer = b.appendTo(make([]dns.RR, 0, len(r.addresses)), p, p.question.Name, r.addresses)
+		return m.begin(query, p.rcode)
+	}
+	m := new(struct {
+		message
+		records [1]dns.RR
+		soa     dns.SOA
+	})
+	m.soa = p.soa(p.zone)
+	m.records[0] = &m.soa
+	m.Ns = m.records[:]
+	return m.begin(query, p.rcode)
+}
+
+// message is a reply with room for its question.
+type message struct {
+	dns.Msg
+	room [1]dns.Question
+}
+
+// begin fills in the header, as (*dns.Msg).SetRcode does.
+func (m *message) begin(query *dns.Msg, rcode int) *dns.Msg {
+	m.room[0] = query.Question[0]
+	m.Question = m.room[:]
+	m.MsgHdr = dns.MsgHdr{Id: query.Id, Response: true, Opcode: query.Opcode, Authoritative: true, Rcode: rcode}
+	if query.Opcode == dns.OpcodeQuery {
+		m.RecursionDesired, m.CheckingDisabled = query.RecursionDesired, query.CheckingDisabled
+	}
+	return &m.Msg
+}
+
+// serviceMessage builds a reply of SRV records with glue. Records and names of a kind are one allocation each.
+func (p *reply) serviceMessage(query *dns.Msg, r *content) *dns.Msg {
+	var b addressRecords
+	names := make([]byte, 0, len(r.targets)*(nameRoom+len(p.canonical)))
+	for i := range r.targets {
+		t := &r.targets[i]
+		b.count(t.addresses)
+		names = t.appendName(names, p.canonical)
+		t.at = len(names)
+	}
+	text := string(names)
+	host := func(i int) string {
+		if i == 0 {
+			return text[:r.targets[0].at]
+		}
+		return text[r.targets[i-1].at:r.targets[i].at]
+	}
+
+	srvs := make([]dns.SRV, len(r.services))
+	rrs := make([]dns.RR, 0, len(r.services)+b.fourCount+b.sixCount+1) // and the OPT record that the server adds
+	for i, s := range r.services {
+		srvs[i] = dns.SRV{Hdr: p.header(p.question.Name, dns.TypeSRV), Weight: s.weight, Port: s.number, Target: host(s.target)}
+		rrs = append(rrs, &srvs[i])
+	}
+	for i := range r.targets {
+		rrs = b.appendTo(rrs, p, host(i), r.targets[i].addresses)
+	}
+	m := new(message)
+	m.Answer, m.Extra = rrs[:len(srvs):len(srvs)], rrs[len(srvs):]
+	m.begin(query, p.rcode)
+	// "A reply too large even for TCP loses its glue first." Below that, size is the server's business.
+	if len(rrs) > maxGlueless {
+		m.Compress = true
+		if m.Len() > dns.MaxMsgSize-64 {
+			m.Extra = nil
+		}
+	}
+	return &m.Msg
+}
+
+// appendName appends the name that the target stands for.
+func (t *target) appendName(room []byte, canonical string) []byte {
+	if t.part != nil {
+		if t.backend != nil {
+			room = append(t.backend.appendName(room), '.')
+		}
+		room = append(append(room, t.part.cluster.id...), '.')
+	}
+	return append(room, canonical...)
+}
+
+// addressRecords makes A and AAAA records, those of a kind in one allocation: what is to come is counted first.
+type addressRecords struct {
+	fourCount, sixCount int
+	fours               []fourRecord
+	sixes               []sixRecord
+}
+
+type fourRecord struct {
+	dns.A
+	bytes [4]byte
+}
+
+type sixRecord struct {
+	dns.AAAA
+	bytes [16]byte
+}
+
+func (b *addressRecords) count(addresses []netip.Addr) {
+	for i := range addresses {
+		if addresses[i].Is4() {
+			b.fourCount++
+		} else {
+			b.sixCount++
+		}
+	}
+}
+
+// appendTo appends the records of a name.
+func (b *addressRecords) appendTo(rrs []dns.RR, p *reply, owner string, addresses []netip.Addr) []dns.RR {
+	if b.fours == nil && b.fourCount > 0 {
+		b.fours = make([]fourRecord, 0, b.fourCount)
+	}
+	if b.sixes == nil && b.sixCount > 0 {
+		b.sixes = make([]sixRecord, 0, b.sixCount)
+	}
+	for _, addr := range addresses {
+		if addr.Is4() {
+			b.fours = append(b.fours, fourRecord{bytes: addr.As4()})
+			rr := &b.fours[len(b.fours)-1]
+			rr.A = dns.A{Hdr: p.header(owner, dns.TypeA), A: rr.bytes[:]}
+			rrs = append(rrs, &rr.A)
+		} else {
+			b.sixes = append(b.sixes, sixRecord{bytes: addr.As16()})
+			rr := &b.sixes[len(b.sixes)-1]
+			rr.AAAA = dns.AAAA{Hdr: p.header(owner, dns.TypeAAAA), AAAA: rr.bytes[:]}
+			rrs = append(rrs, &rr.AAAA)
+		}
+	}
+	return rrs
+}
