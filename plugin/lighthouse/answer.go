@@ -1,6 +1,8 @@
 package lighthouse
 
 import (
+	"iter"
+	"slices"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -158,8 +160,9 @@ func (v *view) anyBackend(s *service) bool {
 	return false
 }
 
-// choose takes a DNS-balanced service's turn: the cluster that this answer is about, nil for none.
-func (v *view) choose(s *service, qtype uint16, a answer) *part {
+// candidates gives the clusters between which the answers of a DNS-balanced service take turns: none, or the local one
+// alone, or remote ones.
+func (v *view) candidates(a *answer, qtype uint16) iter.Seq[*part] {
 	fits := func(p *part) bool {
 		switch qtype {
 		case dns.TypeA:
@@ -167,50 +170,57 @@ func (v *view) choose(s *service, qtype uint16, a answer) *part {
 		case dns.TypeAAAA:
 			return p.ready.fours < len(p.ready.all)
 		}
-		return a.kind != answerPort || hasPort(p.ports, a.port, a.protocol)
+		return len(p.ready.all) > 0 && (a.kind != answerPort || hasPort(p.ports, a.port, a.protocol))
 	}
-	// "The local cluster's address while it exports the service and is ready: always, never balanced away", and "a local
-	// cluster that is ready but lacks the asked family gives NODATA". For a named port, others may have what it lacks.
-	if local := s.part(v.local); v.local != "" && local != nil && len(local.ready.all) > 0 {
-		if fits(local) {
-			return local
+	return func(yield func(*part) bool) {
+		// "The local cluster's address while it exports the service and is ready: always, never balanced away", and "a local
+		// cluster that is ready but lacks the asked family gives NODATA". For a named port, others may have what it lacks.
+		if local := a.service.part(v.local); v.local != "" && local != nil && len(local.ready.all) > 0 {
+			if fits(local) {
+				yield(local)
+				return
+			}
+			if qtype != dns.TypeSRV {
+				return
+			}
 		}
-		if qtype != dns.TypeSRV {
-			return nil
+		remote := func(p *part) bool { return v.reachable(p.cluster) && p.cluster.id != v.local && fits(p) }
+		// "0 takes the cluster out while another is left."
+		weighted := slices.ContainsFunc(a.service.parts, func(p *part) bool { return p.share > 0 && remote(p) })
+		for _, p := range a.service.parts {
+			if (p.share > 0 || !weighted) && remote(p) && !yield(p) {
+				return
+			}
 		}
 	}
+}
 
-	candidate := func(p *part) bool {
-		return len(p.ready.all) > 0 && v.reachable(p.cluster) && p.cluster.id != v.local && fits(p)
-	}
+// choose takes a DNS-balanced service's turn: the cluster that this answer is about, nil for none.
+func (v *view) choose(a *answer, qtype uint16) *part {
 	var total, n, divisor uint32
 	var only *part
-	for _, p := range s.parts {
-		if candidate(p) {
-			total, n, only = total+uint32(p.share), n+1, p
-			divisor = gcd(divisor, uint32(p.share))
-		}
+	for p := range v.candidates(a, qtype) {
+		total, n, only = total+uint32(p.share), n+1, p
+		divisor = gcd(divisor, uint32(p.share))
 	}
 	if n < 2 {
 		return only
 	}
-	turn := &s.turns.srv
+	turns := a.service.turns
+	turn := &turns.srv
 	switch qtype {
 	case dns.TypeA:
-		turn = &s.turns.a
+		turn = &turns.a
 	case dns.TypeAAAA:
-		turn = &s.turns.aaaa
+		turn = &turns.aaaa
 	}
-	equal := total == 0 // weight 0 takes a cluster out only while another is left
+	equal := total == 0
 	if equal {
 		total, divisor = n, 1
 	}
 	total /= divisor // 100 to 100 is 1 to 1: strictly in turn
 	at := spread(turn.Add(1)-1, total)
-	for _, p := range s.parts {
-		if !candidate(p) {
-			continue
-		}
+	for p := range v.candidates(a, qtype) {
 		share := uint32(p.share) / divisor
 		if equal {
 			share = 1

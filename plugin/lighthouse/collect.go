@@ -41,11 +41,16 @@ type target struct {
 
 var contentPool = sync.Pool{New: func() any { return &content{packing: make([]byte, 0, 4096)} }}
 
-// release gives the room back. Nothing of r may be used after it.
-func (r *content) release() {
+// reset empties r, and lets go of the zone.
+func (r *content) reset() {
 	r.merge.clear()
 	clear(r.targets)
 	r.addresses, r.services, r.targets, r.room = nil, r.services[:0], r.targets[:0], r.room[:0]
+}
+
+// release gives r back. Nothing of it may be used after that.
+func (r *content) release() {
+	r.reset()
 	contentPool.Put(r)
 }
 
@@ -70,26 +75,38 @@ func (r *content) collect(v *view, a *answer, qtype uint16, canonical string) {
 	case a.service.kind == kindIP:
 		r.addresses = a.service.addresses.of(qtype == dns.TypeA)
 	default:
-		if p := v.choose(a.service, qtype, *a); p != nil {
-			r.addresses = p.ready.of(qtype == dns.TypeA)[:1] // "one address an answer"
+		if p := v.choose(a, qtype); p != nil {
+			r.chosen(a, qtype, p)
 		}
 	}
 }
 
 // ownServices gives the SRV records of a service that is not headless, or of one cluster's part in it.
 func (r *content) ownServices(v *view, a *answer) {
-	ports, weight, t := a.service.ports, uint16(defaultWeight), target{addresses: a.service.addresses.all}
 	switch {
 	case a.part != nil:
-		ports, weight, t = a.part.ports, a.part.weight, target{part: a.part, addresses: a.part.addresses.all}
-	case a.service.kind == kindBalanced:
-		p := v.choose(a.service, dns.TypeSRV, *a)
-		if p == nil {
-			return
+		r.addService(a, a.part.weight, a.part.ports, target{part: a.part, addresses: a.part.addresses.all})
+	case a.service.kind == kindIP:
+		r.addService(a, defaultWeight, a.service.ports, target{addresses: a.service.addresses.all})
+	default:
+		if p := v.choose(a, dns.TypeSRV); p != nil {
+			r.chosen(a, dns.TypeSRV, p)
 		}
-		ports, weight, t.addresses = p.ports, p.weight, p.ready.all
 	}
-	if r.addPorts(a, weight, ports, 0) {
+}
+
+// chosen adds what a DNS-balanced service is answered with once a cluster is chosen.
+func (r *content) chosen(a *answer, qtype uint16, p *part) {
+	if qtype == dns.TypeSRV {
+		r.addService(a, p.weight, p.ports, target{addresses: p.ready.all})
+		return
+	}
+	r.addresses = p.ready.of(qtype == dns.TypeA)[:1] // "one address an answer"
+}
+
+// addService adds a target, and a record for each of its ports that the question is about.
+func (r *content) addService(a *answer, weight uint16, ports []port, t target) {
+	if r.addPorts(a, weight, ports, len(r.services)) {
 		r.targets = append(r.targets, t)
 	}
 }
@@ -228,7 +245,9 @@ func (m *merge) begin(v *view, a *answer, qtype uint16) (repeats bool) {
 	}
 	m.used = len(m.heads)
 	if backends <= v.maxAnswers && qtype != dns.TypeSRV {
-		m.heads = slices.DeleteFunc(m.heads, func(h head) bool { return qtype == dns.TypeA && !h.slice.fours || qtype == dns.TypeAAAA && !h.slice.sixes })
+		m.heads = slices.DeleteFunc(m.heads, func(h head) bool {
+			return qtype == dns.TypeA && !h.slice.fours || qtype == dns.TypeAAAA && !h.slice.sixes
+		})
 	}
 	for i := len(m.heads)/2 - 1; i >= 0; i-- {
 		m.sift(i)

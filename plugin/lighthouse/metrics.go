@@ -1,6 +1,7 @@
 package lighthouse
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/coredns/coredns/plugin"
@@ -59,6 +60,30 @@ var (
 		Name:      "watch_errors_total",
 		Help:      "Failed requests to list or watch, by kind of object.",
 	}, []string{"resource"})
+
+	// servedSnapshot is when the snapshot was written whose records are served, in nanoseconds since 1970; 0 while there is
+	// none, or the API server has taken its place.
+	servedSnapshot atomic.Int64
+
+	_ = promauto.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: plugin.Namespace,
+		Subsystem: pluginName,
+		Name:      "snapshot_age_seconds",
+		Help:      "Age of the snapshot whose records are served; 0 where none is, because the API server has answered.",
+	}, func() float64 {
+		written := servedSnapshot.Load()
+		if written == 0 {
+			return 0
+		}
+		return time.Since(time.Unix(0, written)).Seconds()
+	})
+
+	snapshotErrors = promauto.NewCounter(prometheus.CounterOpts{
+		Namespace: plugin.Namespace,
+		Subsystem: pluginName,
+		Name:      "snapshot_errors_total",
+		Help:      "Attempts to write the snapshot that failed.",
+	})
 
 	programmingSeconds = promauto.NewHistogram(prometheus.HistogramOpts{
 		Namespace: plugin.Namespace,

@@ -50,6 +50,7 @@ type importObject struct {
 	headless  bool
 	addresses families
 	ports     []port
+	labels    map[string]string // kept where a stanza selects by them
 	selected  selection
 }
 
@@ -160,7 +161,6 @@ func (s *sliceObject) takeBackends(endpoints []discoveryv1.Endpoint) {
 		n += len(endpoints[i].Addresses)
 	}
 	s.backends = make([]backend, 0, n)
-	seen := make(map[netip.Addr]struct{}, n)
 	for i := range endpoints {
 		if !isReady(&endpoints[i]) {
 			continue
@@ -172,22 +172,32 @@ func (s *sliceObject) takeBackends(endpoints []discoveryv1.Endpoint) {
 			}
 		}
 		for _, text := range endpoints[i].Addresses {
-			addr, ok := parseAddress(text)
-			if !ok {
-				continue
+			if addr, ok := parseAddress(text); ok {
+				s.addBackend(hostname, addr)
 			}
-			b := backend{hostname: hostname, address: addr}
-			var room [nameRoom]byte
-			b.rank = rankOf(b.appendName(room[:0]))
-			s.backends = append(s.backends, b)
-			_, repeated := seen[addr]
-			seen[addr] = struct{}{}
-			s.repeats = s.repeats || repeated
-			s.fours, s.sixes = s.fours || addr.Is4(), s.sixes || addr.Is6()
 		}
 	}
+	s.orderBackends()
+}
+
+func (s *sliceObject) addBackend(hostname string, addr netip.Addr) {
+	b := backend{hostname: hostname, address: addr}
+	var room [nameRoom]byte
+	b.rank = rankOf(b.appendName(room[:0]))
+	s.backends = append(s.backends, b)
+}
+
+// orderBackends ends the making of a slice.
+func (s *sliceObject) orderBackends() {
 	slices.SortStableFunc(s.backends, func(a, b backend) int { return compareRank(&a, &b) })
 	s.backends = slices.Clip(slices.Compact(s.backends))
+	seen := make(map[netip.Addr]struct{}, len(s.backends))
+	for i := range s.backends {
+		addr := s.backends[i].address
+		seen[addr] = struct{}{}
+		s.fours, s.sixes = s.fours || addr.Is4(), s.sixes || addr.Is6()
+	}
+	s.repeats = len(seen) < len(s.backends)
 }
 
 // isReady: "ready nil counts as ready".

@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/coredns/caddy"
@@ -13,6 +16,7 @@ import (
 	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/plugin/pkg/dnsutil"
 	clog "github.com/coredns/coredns/plugin/pkg/log"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -36,11 +40,16 @@ const (
 type stanza struct {
 	config
 	source         sourceKey
+	labels         labels.Selector // nil for all
+	snapshot       string          // path, "" for none
 	startupTimeout time.Duration
 }
 
 // sourceKey tells which API server to read. Stanzas with the same one share their watches.
 type sourceKey struct{ kubeconfig, context string }
+
+// snapshotOf is the key under which a Corefile's stanzas know whose snapshot a file holds.
+type snapshotOf string
 
 func setup(c *caddy.Controller) error {
 	s, err := parse(c)
@@ -54,10 +63,26 @@ func setup(c *caddy.Controller) error {
 	if s.clusterID == "" {
 		src.followProperty()
 	}
+	if s.labels != nil {
+		if s.selector, err = src.selector(s.labels); err != nil {
+			return plugin.Error(pluginName, c.Errf("labels: %v", err))
+		}
+	}
+
+	if s.snapshot != "" {
+		if other, found := c.Get(snapshotOf(s.snapshot)).(*source); found && other != src {
+			return plugin.Error(pluginName, c.Errf("snapshot: %s is another API server's, of another stanza", s.snapshot))
+		}
+		if err := src.keepSnapshot(s.snapshot); err != nil {
+			return plugin.Error(pluginName, c.Errf("snapshot: %v", err))
+		}
+		c.Set(snapshotOf(s.snapshot), src)
+	}
 
 	l := &Lighthouse{config: s.config, world: src.world, counters: newCounters()}
 	c.OnStartup(func() error {
 		l.serverAddresses = serverAddresses(dnsserver.GetConfig(c).ListenHosts)
+		holdStacks()
 		src.start()
 		if !src.waitSynced(s.startupTimeout) {
 			log.Warningf("starting before everything has been read: SERVFAIL below svc in %v; waiting for %v", l.zones, src.world.waitingFor())
@@ -211,6 +236,17 @@ func (s *stanza) property(name string, args []string) error {
 			s.namespaces[arg] = struct{}{}
 		}
 
+	case "labels":
+		if len(args) == 0 {
+			return errors.New("wants a label selector")
+		}
+		// The Corefile has cut the selector at its blanks.
+		selector, err := labels.Parse(strings.Join(args, " "))
+		if err != nil {
+			return err
+		}
+		s.labels = selector
+
 	case "cluster_names":
 		if len(args) != 0 {
 			return errors.New("takes no argument")
@@ -228,6 +264,15 @@ func (s *stanza) property(name string, args []string) error {
 		}
 		s.maxAnswers = int(n)
 
+	case "snapshot":
+		file, err := one()
+		if err != nil {
+			return err
+		}
+		if s.snapshot, err = snapshotPath(file); err != nil {
+			return err
+		}
+
 	case "startup_timeout":
 		text, err := one()
 		if err != nil {
@@ -243,6 +288,23 @@ func (s *stanza) property(name string, args []string) error {
 		return errors.New("unknown property")
 	}
 	return nil
+}
+
+// snapshotPath gives the absolute path of the snapshot, and refuses what could not be written there.
+func snapshotPath(file string) (string, error) {
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return "", err
+	}
+	if info, err := os.Stat(filepath.Dir(path)); err != nil {
+		return "", err
+	} else if !info.IsDir() {
+		return "", fmt.Errorf("%s is no folder", filepath.Dir(path))
+	}
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return "", fmt.Errorf("%s is no regular file", path)
+	}
+	return path, nil
 }
 
 // isClusterID tells whether id may be a cluster's ID: one or two DNS labels.

@@ -81,8 +81,14 @@ func TestParseErrors(t *testing.T) {
 		{"startup_timeout", "startup_timeout -1s"},
 		{"startup_timeout", "startup_timeout 1s 2s"},
 		{"ttl", "ttl 5\nttl 6"},
-		{"snapshot", "snapshot /tmp/x"}, // not built yet: refused, not ignored
-		{"labels", "labels a=b"},
+		{"snapshot", "snapshot"},
+		{"snapshot", "snapshot a b"},
+		{"snapshot", "snapshot /nowhere/snapshot"},
+		{"snapshot", "snapshot /dev/null"},
+		{"snapshot", "snapshot /"},
+		{"labels", "labels"},
+		{"labels", "labels a=b=c"},
+		{"labels", "labels a in b"},
 		{"nonsense", "nonsense"},
 	} {
 		t.Run(strings.ReplaceAll(c.line, "/", "_"), func(t *testing.T) {

@@ -1,6 +1,9 @@
 package lighthouse
 
-import "hash/maphash"
+import (
+	"hash/maphash"
+	"iter"
+)
 
 // table is a persistent map from names to values: with and without give a new table that shares all but one path with
 // the old one. It is a tree of fixed depth, not a trie that grows: at 250,000 names a bucket holds four, and a change
@@ -79,4 +82,22 @@ func (t table[V]) copyPath(key string) (_ table[V], bucket *[]entry[V], at int) 
 		}
 	}
 	return t, &p[byte(hash>>8)], -1
+}
+
+// all gives every name and its value, in no order.
+func (t table[V]) all() iter.Seq2[string, V] {
+	return func(yield func(string, V) bool) {
+		for _, p := range t.root {
+			if p == nil {
+				continue
+			}
+			for _, bucket := range p {
+				for _, e := range bucket {
+					if !yield(e.key, e.value) {
+						return
+					}
+				}
+			}
+		}
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -44,6 +46,10 @@ type source struct {
 	config   *rest.Config
 	pace     pace
 	property bool // whether somebody needs the ClusterProperty
+	// snapshot keeps what was read, nil where no stanza wants that.
+	snapshot *snapshotFile
+	// selectors of the stanzas; the place of one is its bit in a selection.
+	selectors []labels.Selector
 
 	mu      sync.Mutex
 	started bool
@@ -74,6 +80,54 @@ func (s *source) followProperty() {
 	}
 }
 
+// keepSnapshot has the source keep its objects in a file. It is to be called before start.
+func (s *source) keepSnapshot(path string) error {
+	if s.snapshot != nil && s.snapshot.path != path {
+		return fmt.Errorf("%s is kept for this API server already, by another stanza", s.snapshot.path)
+	}
+	if s.snapshot == nil {
+		s.snapshot = &snapshotFile{path: path, world: s.world, stop: make(chan struct{}), done: make(chan struct{})}
+	}
+	return nil
+}
+
+// maxSelectors is the number of bits of a selection.
+const maxSelectors = 64
+
+// selector gives the bit of a label selector, the same for the same one. It is to be called before start.
+func (s *source) selector(wanted labels.Selector) (selection, error) {
+	at := slices.IndexFunc(s.selectors, func(known labels.Selector) bool { return known.String() == wanted.String() })
+	if at < 0 {
+		if at = len(s.selectors); at == maxSelectors {
+			return 0, fmt.Errorf("more than %d different ones over one API server", maxSelectors)
+		}
+		s.selectors = append(s.selectors, wanted)
+	}
+	return 1 << at, nil
+}
+
+// slimImport slims an import down, and settles which stanzas select it.
+func (s *source) slimImport(obj any) (*importObject, error) {
+	o, err := slimImport(obj)
+	if object, full := obj.(metav1.Object); err == nil && full && len(s.selectors) > 0 {
+		if _, again := obj.(*importObject); !again {
+			o.labels = object.GetLabels()
+		}
+		o.selected = s.selects(o.labels)
+	}
+	return o, err
+}
+
+// selects tells which of the selectors match.
+func (s *source) selects(set map[string]string) (selected selection) {
+	for i, selector := range s.selectors {
+		if selector.Matches(labels.Set(set)) {
+			selected |= 1 << i
+		}
+	}
+	return selected
+}
+
 // start begins to watch; calls after the first do nothing.
 func (s *source) start() {
 	s.mu.Lock()
@@ -84,6 +138,10 @@ func (s *source) start() {
 	s.started = true
 	ctx, cancel := context.WithCancel(klog.NewContext(context.Background(), logr.Discard()))
 	s.cancel = cancel
+	if s.snapshot != nil {
+		s.snapshot.load(s.selects)
+		go s.snapshot.run()
+	}
 	watches, err := s.watches()
 	if err != nil {
 		log.Errorf("cannot watch the API server: %v", err) // newSource has made such a client before
@@ -106,6 +164,9 @@ func (s *source) stop() {
 		s.cancel()
 	}
 	s.running.Wait()
+	if s.snapshot != nil && s.started {
+		s.snapshot.end()
+	}
 	s.world.close()
 }
 
@@ -164,7 +225,7 @@ func (s *source) watches() ([]*resourceWatch, error) {
 		{
 			// v1beta1 first, v1alpha1 where the cluster lacks it.
 			versions: []*cache.ListWatch{betaImports, alphaImports},
-			store:    newSink(w, resourceImports, slimImport, w.setImport, w.deleteImport, w.replaceImports),
+			store:    newSink(w, resourceImports, s.slimImport, w.setImport, w.deleteImport, w.replaceImports),
 		},
 		{
 			versions: []*cache.ListWatch{sliceWatch},

@@ -16,6 +16,7 @@ import (
 type world struct {
 	current   atomic.Pointer[zone]
 	firstSync chan struct{} // closed when everything has been read for the first time
+	changed   chan struct{} // holds a value when records have changed since it was last taken
 
 	mu      sync.Mutex
 	imports map[string]*importObject
@@ -27,6 +28,7 @@ type world struct {
 	clusters   map[string]*cluster
 	unsynced   map[resource]struct{}
 	refused    map[resource]struct{} // unsynced, because the API server has no such resource or gives no right to it
+	restored   bool                  // from a snapshot: what has not been read is served as it was last known
 	suspicion  suspicion
 	held       held
 }
@@ -49,6 +51,7 @@ const (
 func newWorld(resources ...resource) *world {
 	w := &world{
 		firstSync:  make(chan struct{}),
+		changed:    make(chan struct{}, 1),
 		imports:    map[string]*importObject{},
 		slices:     map[string][]*sliceObject{},
 		sliceOwner: map[objectKey]*sliceObject{},
@@ -94,6 +97,10 @@ func (w *world) changeLocked(fn func(next *zone) bool) {
 	}
 	w.current.Store(&next)
 	w.held.export(&next)
+	select {
+	case w.changed <- struct{}{}:
+	default: // somebody has not come to take the last one
+	}
 	if next.synced && !old.synced {
 		// Only now: who waits for it goes on to serve, and must find the zone.
 		select {
@@ -138,10 +145,14 @@ func (w *world) setRefused(r resource, missing bool) {
 	})
 }
 
-// settle tells next what is still to be read.
+// settle tells next what is still to be read. Once all has been, the snapshot has done its work.
 func (w *world) settle(next *zone) {
-	next.synced = len(w.unsynced) == 0
-	next.settled = len(w.unsynced) == len(w.refused)
+	next.synced = len(w.unsynced) == 0 || w.restored
+	next.settled = len(w.unsynced) == len(w.refused) || w.restored
+	if len(w.unsynced) == 0 && w.restored {
+		w.restored = false
+		servedSnapshot.Store(0)
+	}
 }
 
 // waitingFor lists the resources that have not been read, sorted.
