@@ -178,18 +178,23 @@ func (r *content) backendServices(v *view, a *answer, canonical string) {
 	for n := 0; n < v.maxAnswers && r.merge.next(); {
 		group := r.merge.group
 		first := group[0]
-		var room [nameRoom]byte
-		if len(first.backend.appendName(room[:0]))+1+len(first.part.cluster.id)+1+len(canonical) > maxName {
-			continue // no name in DNS could hold it
-		}
 		before := len(r.services)
 		for _, m := range group {
 			r.addPorts(a, first.slice.weight, m.slice.ports, before)
 		}
+		// A, AAAA and SRV of one name are about the same backends: one without ports takes its place as well. Of the name of a
+		// port, it is those that have it.
+		if len(r.services) > before || a.kind != answerPort {
+			n++
+		}
 		if len(r.services) == before {
 			continue
 		}
-		n++
+		var room [nameRoom]byte
+		if len(first.backend.appendName(room[:0]))+1+len(first.part.cluster.id)+1+len(canonical) > maxName {
+			r.services = r.services[:before] // no name in DNS could hold it
+			continue
+		}
 		// IPv4 first, as everywhere.
 		from := len(r.room)
 		for _, four := range [...]bool{true, false} {

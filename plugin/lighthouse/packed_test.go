@@ -56,8 +56,8 @@ func nothingBefore(w dns.ResponseWriter) dns.ResponseWriter { return w }
 // recorderBefore stands for a plugin that reads replies.
 func recorderBefore(w dns.ResponseWriter) dns.ResponseWriter { return dnstest.NewRecorder(w) }
 
-// big has names whose replies do not fit everywhere.
-func big(t testing.TB) *Lighthouse {
+// bigNames has names whose replies do not fit everywhere.
+func bigNames(t testing.TB) *Lighthouse {
 	var text strings.Builder
 	text.WriteString(shop + balanced + "import shop/big Headless\nimport shop/huge Headless\nnamespace Up\n")
 	for slice := range 5 {
@@ -86,7 +86,7 @@ func big(t testing.TB) *Lighthouse {
 // TestPackedEqualsMessage: whether bytes or a message are written makes no difference to what the client reads, over UDP with
 // any size, with and without EDNS, and over TCP; but the bytes are never more.
 func TestPackedEqualsMessage(t *testing.T) {
-	l := big(t)
+	l := bigNames(t)
 	bytes, messages := startDNS(t, l, nothingBefore), startDNS(t, l, recorderBefore)
 	ask := func(network, address string, query *dns.Msg) *dns.Msg {
 		t.Helper()
