@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 # go build decides what is stale, make only what to ask for.
 .NOTPARALLEL:
-.PHONY: help build test lint gen images lab demo demo-down e2e bench prepare kubernetes
+.PHONY: help build test lint gen images lab demo demo-down e2e bench bench-dns prepare kubernetes
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,8 +58,13 @@ test: ## Run every test that needs no cluster, with the race detector (as root: 
 e2e: prepare kubernetes images ## Run the end-to-end tests in the lab
 	go test -json -tags e2e -count 1 -p 1 -timeout 25m ./test/e2e ./test/lab | go run ./test/tally -append $(DIST)/tally
 
-bench: ## Run the benchmarks
+bench: bench-dns ## Run all benchmarks; the figures are in dist/bench
 	go test -run '^$$' -bench . -benchmem ./plugin/... ./internal/...
+
+# BENCH_DNS passes flags on, such as '-only inprocess,wire -rounds 3'.
+bench-dns: kubernetes ## Measure the DNS plugin against its peers
+	@test/prepare bench
+	go run ./test/bench/dns $(BENCH_DNS)
 
 lint: ## Check formatting, go vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt these: $$unformatted"; exit 1; }

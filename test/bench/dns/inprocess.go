@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
+	_ "github.com/coredns/coredns/plugin/bind"
+	_ "github.com/coredns/coredns/plugin/erratic"
+	_ "github.com/coredns/coredns/plugin/hosts"
+	_ "github.com/coredns/coredns/plugin/kubernetes"
+	"github.com/coredns/coredns/plugin/test"
+	"github.com/miekg/dns"
+
+	_ "github.com/fastnet-io/fastnet/plugin/lighthouse"
+	"github.com/fastnet-io/fastnet/test/bench/report"
+)
+
+// directive of the plugin that takes the handlers of a server block out, for the benchmark to call.
+const directive = "bench"
+
+// registerDirectives adds ours to CoreDNS's list, where the image has it, and the benchmark's own at the end: when it is set
+// up all others of the block have been, and none can tell that it is there.
+func registerDirectives(taken *plugin.Handler) {
+	before := slices.Index(dnsserver.Directives, "kubernetes")
+	dnsserver.Directives = append(slices.Insert(slices.Clone(dnsserver.Directives), before, "lighthouse"), directive)
+	plugin.Register(directive, func(c *caddy.Controller) error {
+		config := dnsserver.GetConfig(c)
+		first := config.Plugin[0]
+		config.Plugin[0] = func(next plugin.Handler) plugin.Handler {
+			*taken = first(next)
+			return *taken
+		}
+		return nil
+	})
+}
+
+// perOp is what one call of ServeDNS costs.
+type perOp struct {
+	micros      float64
+	allocations float64
+}
+
+// inProcess measures ServeDNS alone: CoreDNS runs in this process, one instance for each peer, and the handlers of each are
+// called with a writer that does nothing.
+func (b *bench) inProcess() error {
+	dnsserver.Quiet, caddy.Quiet = true, true
+	var taken plugin.Handler
+	registerDirectives(&taken)
+	handlers := map[string]plugin.Handler{}
+	inProcessPeers := []string{ours, multicluster, static, hosts}
+	for _, name := range inProcessPeers {
+		done := progress("starting %s in process", name)
+		p, site, err := b.place(name)
+		if err != nil {
+			return err
+		}
+		text, err := p.config(b, site)
+		if err != nil {
+			return err
+		}
+		text = strings.TrimSuffix(strings.TrimSpace(text), "}") + directive + "\n}\n"
+		instance, err := caddy.Start(caddy.CaddyfileInput{Contents: []byte(text), Filepath: "Corefile", ServerTypeName: "dns"})
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		defer instance.Stop()
+		defer instance.ShutdownCallbacks()
+		handlers[name] = taken
+		done()
+	}
+
+	// One processor, so that what the garbage collector does for a peer counts for it, as on a server with one core.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	for _, c := range queryCases {
+		questions := c.draw(b.world, clustersetZone)
+		messages := make([]*dns.Msg, len(questions))
+		for i, q := range questions {
+			messages[i] = q.message(false)
+		}
+		var able []string
+		for _, name := range inProcessPeers {
+			err := verifyHandler(b.ctx, handlers[name], questions)
+			switch {
+			case err == nil || name == static && c.name == "clusterip-a": // static answers with an address of its own
+				able = append(able, name)
+			case name == ours || name == multicluster:
+				return fmt.Errorf("%s answers wrongly, so there is nothing to compare: %w", name, err)
+			}
+		}
+		done := progress("ServeDNS, %s: %s", c.name, strings.Join(able, ", "))
+		for _, fresh := range []bool{false, true} {
+			// Many short rounds rather than few long ones: what disturbs the machine for a second then spoils few of them.
+			results, err := report.Rounds(3*b.rounds, able, func(name string) (perOp, error) {
+				return measureServeDNS(handlers[name], messages, b.slice/30, fresh), b.ctx.Err()
+			})
+			if err != nil {
+				return err
+			}
+			b.reportServeDNS(c.name, results, fresh)
+		}
+		done()
+	}
+	return nil
+}
+
+// verifyHandler compares a sample of the answers with the right ones.
+func verifyHandler(ctx context.Context, h plugin.Handler, questions []question) error {
+	for _, q := range questions[:200] {
+		w := &keepingWriter{}
+		rcode, err := h.ServeDNS(ctx, w, q.message(false))
+		if err != nil {
+			return err
+		}
+		if w.reply == nil {
+			w.reply = &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: rcode}}
+		}
+		if err := q.check(w.reply); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepingWriter keeps the reply.
+type keepingWriter struct {
+	test.ResponseWriter
+	reply *dns.Msg
+}
+
+func (w *keepingWriter) WriteMsg(m *dns.Msg) error {
+	w.reply = m
+	return nil
+}
+
+func (w *keepingWriter) Write(packed []byte) (int, error) {
+	w.reply = new(dns.Msg)
+	return len(packed), w.reply.Unpack(packed)
+}
+
+// idleWriter is a client on UDP to whom nothing is written. It does as little as a writer can.
+type idleWriter struct{ test.ResponseWriter }
+
+var (
+	localAddress  net.Addr = &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 53}
+	remoteAddress net.Addr = &net.UDPAddr{IP: net.IPv4(10, 240, 0, 1), Port: 40212}
+)
+
+func (*idleWriter) LocalAddr() net.Addr  { return localAddress }
+func (*idleWriter) RemoteAddr() net.Addr { return remoteAddress }
+
+// measureServeDNS calls the handler for about a time. With fresh each call has a goroutine of its own, as each packet has in
+// a server: a deep chain of calls then pays for the growth of its stack.
+func measureServeDNS(h plugin.Handler, messages []*dns.Msg, d time.Duration, fresh bool) perOp {
+	w := &idleWriter{}
+	finished := make(chan struct{})
+	request := new(dns.Msg)
+	ctx := context.Background() // the server's, which has no deadline
+	call := func(m *dns.Msg) {
+		*request = *m // plugins may change the header; the question stays
+		h.ServeDNS(ctx, w, request)
+	}
+	next := 0
+	loop := func(n int) time.Duration {
+		start := time.Now()
+		for range n {
+			m := messages[next%len(messages)]
+			next++
+			if !fresh {
+				call(m)
+				continue
+			}
+			go func() {
+				call(m)
+				finished <- struct{}{}
+			}()
+			<-finished
+		}
+		return time.Since(start)
+	}
+	// Warm up, and learn how many calls fill the time.
+	n := 100
+	for took := loop(n); took < d/10 && n < 1<<30; took = loop(n) {
+		n *= 2
+	}
+	took := loop(n)
+	n = max(1, int(float64(n)*float64(d)/float64(max(took, time.Microsecond))))
+	runtime.GC()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	took = loop(n)
+	runtime.ReadMemStats(&after)
+	return perOp{
+		micros:      float64(took.Nanoseconds()) / 1e3 / float64(n),
+		allocations: float64(after.Mallocs-before.Mallocs) / float64(n),
+	}
+}
+
+func (b *bench) reportServeDNS(name string, results map[string][]perOp, fresh bool) {
+	micros, allocations := map[string]report.Sample{}, map[string]report.Sample{}
+	for peer, r := range results {
+		micros[peer] = report.Pick(r, func(p perOp) float64 { return p.micros })
+		allocations[peer] = report.Pick(r, func(p perOp) float64 { return p.allocations })
+	}
+	speedup := micros[multicluster].Over(micros[ours])
+	if fresh {
+		b.report.Add(report.Row{Name: name + ".speedup-fresh-goroutine", Value: speedup.Median(), Unit: "x", Better: report.Higher, Peer: multicluster,
+			Detail: "ServeDNS in a new goroutine for each call, us: " + report.Figures(micros)})
+		return
+	}
+	b.report.Set(name+".speedup", speedup.Median(), "ratios %s; ServeDNS us: %s; allocations: %s", speedup, report.Figures(micros), medians(allocations))
+	if name == "clusterip-a" {
+		b.report.Set("clusterip-a.allocs", allocations[ours].Median(), "allocations of one ServeDNS: %s", medians(allocations))
+		over := micros[ours].Over(micros[static])
+		b.report.Set("clusterip-a.vs-erratic", over.Median(), "ratios %s of the time of ServeDNS", over)
+	}
+}
+
+// medians lists the medians of everyone.
+func medians(samples map[string]report.Sample) string {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(samples)) {
+		parts = append(parts, fmt.Sprintf("%s %.4g", name, samples[name].Median()))
+	}
+	return strings.Join(parts, ", ")
+}

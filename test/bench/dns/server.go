@@ -1,0 +1,313 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+)
+
+// server is a peer that runs.
+type server struct {
+	peer
+	site
+	command *exec.Cmd
+	exited  chan struct{}
+	started time.Time
+}
+
+func (s *server) address() string { return net.JoinHostPort(s.ip, s.port) }
+
+// place finds a peer a folder, an address and a port.
+func (b *bench) place(name string) (peer, site, error) {
+	dir, err := os.MkdirTemp(b.tmp, strings.Map(func(r rune) rune {
+		if r == ' ' || r == '/' {
+			return '-'
+		}
+		return r
+	}, name))
+	if err != nil {
+		return peer{}, site{}, err
+	}
+	if err := os.Mkdir(filepath.Join(dir, "db"), 0o700); err != nil {
+		return peer{}, site{}, err
+	}
+	s := site{dir: dir, ip: loopback(), kubeconfig: b.kubeconfig}
+	s.port, err = freePort(s.ip)
+	return peerNamed(name), s, err
+}
+
+// launch starts a peer's process, on the one given processor, or with -1 on all; it does not wait for answers.
+func (b *bench) launch(name string, processor int, kubeconfig string) (*server, error) {
+	p, s, err := b.place(name)
+	if err != nil {
+		return nil, err
+	}
+	if kubeconfig != "" {
+		s.kubeconfig = kubeconfig
+	}
+	text, err := p.config(b, s)
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(s.dir, "config")
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		return nil, err
+	}
+	args := p.command(b, path, s)
+	if _, err := exec.LookPath(args[0]); err != nil {
+		return nil, err
+	}
+	log, err := os.Create(filepath.Join(s.dir, "log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	processors := b.processors
+	if processor >= 0 {
+		processors = []int{processor}
+	}
+	var list []string
+	for _, p := range processors {
+		list = append(list, strconv.Itoa(p))
+	}
+	command := exec.Command("taskset", append([]string{"-c", strings.Join(list, ",")}, args...)...)
+	command.Stdout, command.Stderr, command.Dir = log, log, s.dir
+	// The server ends with this program, however this program ends.
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := &server{peer: p, site: s, command: command, exited: make(chan struct{}), started: time.Now()}
+	if err := command.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		command.Wait()
+		close(started.exited)
+	}()
+	return started, nil
+}
+
+// start starts a peer on one processor, or with -1 on all, waits until it answers, and compares a sample of its answers in
+// each case with the right ones. A peer that is fixed only has to answer.
+func (b *bench) start(name string, processor int, kubeconfig string, cases ...queryCase) (*server, error) {
+	s, err := b.launch(name, processor, kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	fail := func(err error) (*server, error) {
+		s.stop()
+		return nil, fmt.Errorf("%s: %w%s", name, err, tail(filepath.Join(s.dir, "log")))
+	}
+	for _, c := range cases {
+		questions := s.questions(b.world, c)[:100]
+		if err := s.await(b.ctx, time.Minute, questions[0], c.edns); err != nil {
+			return fail(err)
+		}
+		for _, q := range questions {
+			reply, err := s.exchange(q, c.edns)
+			if err != nil {
+				return fail(err)
+			}
+			if err := q.check(reply); err != nil && !s.fixed {
+				return fail(fmt.Errorf("wrong answer: %w", err))
+			}
+		}
+	}
+	return s, nil
+}
+
+// questions of a case, as this peer can answer them.
+func (s *server) questions(w *world, c queryCase) []question {
+	if s.zone == clusterZone {
+		// Plain Services stand for all of them: fewer names, and no others.
+		plain := *w
+		plain.clusterIP = w.plain
+		w = &plain
+	}
+	return c.draw(w, s.zone)
+}
+
+// await waits until the server gives the right answer, or for a fixed one any.
+func (s *server) await(ctx context.Context, timeout time.Duration, q question, edns bool) error {
+	return await(ctx, timeout, s.name+" answers", func() error {
+		select {
+		case <-s.exited:
+			return fmt.Errorf("%w: %v", errGone, s.command.ProcessState)
+		default:
+		}
+		reply, err := s.exchange(q, edns)
+		if err == nil && !s.fixed {
+			err = q.check(reply)
+		}
+		return err
+	})
+}
+
+// errGone ends waiting for what will not come.
+var errGone = errors.New("the server has ended")
+
+func (s *server) exchange(q question, edns bool) (*dns.Msg, error) {
+	client := &dns.Client{Timeout: time.Second, UDPSize: 4096}
+	reply, _, err := client.Exchange(q.message(edns), s.address())
+	return reply, err
+}
+
+// stop ends the server and waits for its end.
+func (s *server) stop() {
+	s.command.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-s.exited:
+	case <-time.After(3 * time.Second):
+		s.command.Process.Kill()
+		<-s.exited
+	}
+}
+
+// cpu is the processor time, user and system, that the server has taken so far, with its child processes.
+func (s *server) cpu() (time.Duration, error) {
+	var total time.Duration
+	for _, pid := range append(descendants(s.command.Process.Pid), s.command.Process.Pid) {
+		// The scheduler counts in nanoseconds, by thread; threads of these servers do not end.
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+		if err != nil {
+			return 0, err
+		}
+		for _, task := range tasks {
+			text, err := os.ReadFile(task)
+			if err != nil {
+				continue // it has just ended
+			}
+			ran, _, _ := strings.Cut(string(text), " ")
+			nanoseconds, err := strconv.ParseInt(ran, 10, 64)
+			if err != nil {
+				return 0, fmt.Errorf("%s: %w", task, err)
+			}
+			total += time.Duration(nanoseconds)
+		}
+	}
+	return total, nil
+}
+
+// resident is the server's resident memory in bytes.
+func (s *server) resident() float64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.command.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		var kilobytes float64
+		if n, _ := fmt.Sscanf(line, "VmRSS: %f kB", &kilobytes); n == 1 {
+			return kilobytes * 1024
+		}
+	}
+	return 0
+}
+
+// descendants are the child processes of a process, and theirs.
+func descendants(pid int) []int {
+	children := map[int][]int{}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has just ended
+		}
+		// pid (command) state ppid ...; the command may hold anything.
+		head, rest, _ := strings.Cut(string(text), " ")
+		fields := strings.Fields(rest[strings.LastIndexByte(rest, ')')+1:])
+		child, err1 := strconv.Atoi(head)
+		parent, err2 := strconv.Atoi(fields[1])
+		if err1 == nil && err2 == nil {
+			children[parent] = append(children[parent], child)
+		}
+	}
+	var all []int
+	for queue := []int{pid}; len(queue) > 0; queue = queue[1:] {
+		all = append(all, children[queue[0]]...)
+		queue = append(queue, children[queue[0]]...)
+	}
+	return all
+}
+
+// allowed are the processors that this program may run on.
+func allowed() ([]int, error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return nil, fmt.Errorf("processors: %w", err)
+	}
+	var processors []int
+	for i := range len(set) * 64 {
+		if set.IsSet(i) {
+			processors = append(processors, i)
+		}
+	}
+	return processors, nil
+}
+
+// confine moves this program and all that it has started to some processors. What starts later inherits them.
+func confine(processors []int) error {
+	var set unix.CPUSet
+	for _, p := range processors {
+		set.Set(p)
+	}
+	for _, pid := range append(descendants(os.Getpid()), os.Getpid()) {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+		if err != nil {
+			return err
+		}
+		for _, task := range tasks {
+			id, err := strconv.Atoi(filepath.Base(task))
+			if err != nil {
+				return err
+			}
+			if err := unix.SchedSetaffinity(id, &set); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("move process %d to processors %v: %w", id, processors, err)
+			}
+		}
+	}
+	return nil
+}
+
+// loopback is an address of this process. On 127.0.0.1 every connection of the machine takes ports, and may take the one
+// that was free a moment ago.
+func loopback() string {
+	return fmt.Sprintf("127.%d.%d.1", 1+os.Getpid()>>8%254, os.Getpid()&0xff)
+}
+
+// freePort is a port that nobody has on an address, with either protocol.
+func freePort(address string) (string, error) {
+	for range 100 {
+		udp, err := net.ListenPacket("udp", net.JoinHostPort(address, "0"))
+		if err != nil {
+			return "", err
+		}
+		_, port, err := net.SplitHostPort(udp.LocalAddr().String())
+		udp.Close()
+		if err != nil {
+			return "", err
+		}
+		if tcp, err := net.Listen("tcp", net.JoinHostPort(address, port)); err == nil {
+			return port, tcp.Close()
+		}
+	}
+	return "", errors.New("no free port")
+}
+
+// tail gives the end of a log, on lines of its own.
+func tail(path string) string {
+	text, err := os.ReadFile(path)
+	if err != nil || len(text) == 0 {
+		return ""
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return "\n\t" + strings.Join(lines[max(0, len(lines)-5):], "\n\t")
+}
