@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"maps"
 	"net"
 	"runtime"
 	"slices"
@@ -227,7 +226,7 @@ func (b *bench) reportServeDNS(name string, results map[string][]perOp, fresh bo
 // medians lists the medians of everyone.
 func medians(samples map[string]report.Sample) string {
 	var parts []string
-	for _, name := range slices.Sorted(maps.Keys(samples)) {
+	for _, name := range sortedKeys(samples) {
 		parts = append(parts, fmt.Sprintf("%s %.4g", name, samples[name].Median()))
 	}
 	return strings.Join(parts, ", ")

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -63,6 +64,12 @@ var parts = []part{
 		report.Want("headless100-a.speedup", "x", report.Higher, 10, multicluster),
 		report.Want("nxdomain.speedup", "x", report.Higher, 5, multicluster),
 		report.Want("srv.speedup", "x", report.Higher, 4, multicluster),
+	}},
+	{"wire", (*bench).wire, []report.Row{
+		report.Want("udp-headless25.vs-kubernetes", "x", report.Higher, 5, multicluster),
+		report.Want("udp-qps.vs-kubernetes", "x", report.Higher, 2.2, multicluster),
+		report.Want("udp-qps.vs-static", "x", report.Higher, 0.95, static),
+		report.Want("udp-qps-chain.vs-kubernetes", "x", report.Higher, 1.8, multicluster+" in the same chain"),
 	}},
 }
 
@@ -195,6 +202,8 @@ func progress(format string, args ...any) (done func()) {
 		}
 	}
 }
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 // await tries until it works.
 func await(ctx context.Context, timeout time.Duration, what string, try func() error) error {
