@@ -71,6 +71,18 @@ var parts = []part{
 		report.Want("udp-qps.vs-static", "x", report.Higher, 0.95, static),
 		report.Want("udp-qps-chain.vs-kubernetes", "x", report.Higher, 1.8, multicluster+" in the same chain"),
 	}},
+	{"latency", (*bench).tails, []report.Row{report.Want("udp-p99.vs-static", "x", report.Lower, 1.1, static)}},
+	{"propagation", (*bench).propagation, []report.Row{
+		report.Want("start-s-10k", "s", report.Lower, 1.3, ""),
+		report.Want("local-propagation.p50-ms", "ms", report.Lower, 1.5, ""),
+		report.Want("local-propagation.p99-ms", "ms", report.Lower, 5, ""),
+	}},
+	{"large", (*bench).large, []report.Row{
+		report.Want("start-s-250k", "s", report.Lower, 10, ""),
+		report.Want("heap-mb-250k", "MB", report.Lower, 150, ""),
+		report.Want("slice-update-ms", "ms", report.Lower, 5, ""),
+		report.Want("slice-update-cpu-ms", "ms", report.Lower, 1, ""),
+	}},
 }
 
 func main() {

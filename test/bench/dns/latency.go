@@ -1,0 +1,163 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"runtime"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fastnet-io/fastnet/test/bench/report"
+)
+
+// latency is what one server's clients waited in one round.
+type latency struct {
+	p50, p99, max time.Duration
+	lost          int
+}
+
+func millis(d time.Duration) float64 { return d.Seconds() * 1e3 }
+
+// tails measures latencies at half of the load that the slower of ours and the static peer can carry, which are the loads
+// that wire has found.
+func (b *bench) tails() error {
+	if len(b.knee[ours]) == 0 || len(b.knee[static]) == 0 {
+		return errors.New("needs the knees that the part wire finds")
+	}
+	if err := confine(b.processors[1:]); err != nil {
+		return err
+	}
+	defer confine(b.processors)
+	c := caseNamed("clusterip-a")
+	servers, able, stop, err := b.startAll([]string{ours, static, multicluster, bare}, c)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	half := min(b.knee[ours].Median(), b.knee[static].Median()) / 2
+	rate := func(name string) float64 {
+		if knee := b.knee[name]; len(knee) > 0 {
+			return min(half, knee.Median()/2) // who carries less than that is asked at half of its own
+		}
+		return half
+	}
+	done := progress("latencies at %.0f queries a second, %d rounds of %s", half, b.rounds, b.slice)
+	defer done()
+	results, err := report.Rounds(b.rounds, able, func(name string) (latency, error) {
+		var queries [][]byte
+		for _, q := range servers[name].questions(b.world, c) {
+			packed, err := q.message(c.edns).Pack()
+			if err != nil {
+				return latency{}, err
+			}
+			queries = append(queries, packed)
+		}
+		if _, err := openLoop(servers[name].site, queries, rate(name), time.Second/2); err != nil { // warms up
+			return latency{}, err
+		}
+		return openLoop(servers[name].site, queries, rate(name), b.slice)
+	})
+	if err != nil {
+		return err
+	}
+	detail, p99 := "", map[string]report.Sample{}
+	for _, name := range able {
+		p99[name] = report.Pick(results[name], func(l latency) float64 { return millis(l.p99) })
+		lost := 0
+		for _, l := range results[name] {
+			lost += l.lost
+		}
+		detail += fmt.Sprintf("; %s at %.0f/s: p50 %.3g ms, p99 %s ms, max %.3g ms, %d lost", name, rate(name),
+			report.Pick(results[name], func(l latency) float64 { return millis(l.p50) }).Median(), p99[name],
+			report.Pick(results[name], func(l latency) float64 { return millis(l.max) }).Median(), lost)
+	}
+	over := p99[ours].Over(p99[static])
+	b.report.Set("udp-p99.vs-static", over.Median(), "ratios %s%s", over, detail)
+	return nil
+}
+
+// openLoop sends queries at a fixed rate, whatever comes back, and measures each from the moment it should have been sent: a
+// server that stalls for a while is charged with all that had to wait. One thread does both, without sleeping, so that the
+// client adds microseconds at most.
+func openLoop(s site, queries [][]byte, rate float64, d time.Duration) (latency, error) {
+	socket, err := dialRaw(s)
+	if err != nil {
+		return latency{}, err
+	}
+	defer unix.Close(socket)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
+	// Twice that many are never on their way at once: a query ID stands for one query.
+	const ids = 1 << 16
+	var intended [ids]time.Duration // since start; 0 is none
+	total := int(rate * d.Seconds())
+	latencies := make([]time.Duration, 0, total)
+	interval := float64(time.Second) / rate
+	reply := make([]byte, 65536)
+	start := time.Now()
+	const patience = time.Second // for replies after the last query
+	for sent := 0; ; {
+		now := time.Since(start)
+		due := time.Duration(float64(sent+1) * interval)
+		switch {
+		case sent < total && due <= now:
+			id := uint16(sent)
+			query := queries[sent%len(queries)]
+			binary.BigEndian.PutUint16(query, id)
+			intended[id] = due
+			if _, err := unix.Write(socket, query); err != nil && !errors.Is(err, unix.EAGAIN) {
+				return latency{}, fmt.Errorf("send: %w", err)
+			}
+			sent++
+		case len(latencies) == total || now > d+patience:
+			l := latency{lost: total - len(latencies)}
+			for range l.lost {
+				latencies = append(latencies, patience) // as bad as can be
+			}
+			slices.Sort(latencies)
+			at := func(q float64) time.Duration { return latencies[int(math.Ceil(q*float64(total)))-1] }
+			l.p50, l.p99, l.max = at(0.5), at(0.99), at(1)
+			return l, nil
+		}
+		for {
+			n, err := unix.Read(socket, reply)
+			if errors.Is(err, unix.EAGAIN) {
+				break
+			}
+			if err != nil {
+				return latency{}, fmt.Errorf("receive: %w", err)
+			}
+			const headerSize, rcodeMask = 12, 0x0f
+			if n < headerSize || reply[3]&rcodeMask != 0 {
+				return latency{}, fmt.Errorf("a reply of %d bytes, or an error code", n)
+			}
+			if id := binary.BigEndian.Uint16(reply); intended[id] != 0 {
+				latencies = append(latencies, time.Since(start)-intended[id])
+				intended[id] = 0
+			}
+		}
+	}
+}
+
+// dialRaw gives a UDP socket to a server that never blocks.
+func dialRaw(s site) (int, error) {
+	address, err := netip.ParseAddrPort(s.ip + ":" + s.port)
+	if err != nil {
+		return 0, err
+	}
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("socket: %w", err)
+	}
+	if err := unix.Connect(socket, &unix.SockaddrInet4{Port: int(address.Port()), Addr: address.Addr().As4()}); err != nil {
+		unix.Close(socket)
+		return 0, fmt.Errorf("connect: %w", err)
+	}
+	return socket, nil
+}
