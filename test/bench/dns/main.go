@@ -72,6 +72,7 @@ var parts = []part{
 		report.Want("udp-qps-chain.vs-kubernetes", "x", report.Higher, 1.8, multicluster+" in the same chain"),
 	}},
 	{"latency", (*bench).tails, []report.Row{report.Want("udp-p99.vs-static", "x", report.Lower, 1.1, static)}},
+	{"updates", (*bench).updates, []report.Row{report.Want("update-slowdown", "%", report.Lower, 10, "")}},
 	{"propagation", (*bench).propagation, []report.Row{
 		report.Want("start-s-10k", "s", report.Lower, 1.3, ""),
 		report.Want("local-propagation.p50-ms", "ms", report.Lower, 1.5, ""),
