@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/coredns/coredns/plugin/metadata"
-	"github.com/coredns/coredns/plugin/pkg/dnstest"
 	"github.com/coredns/coredns/plugin/test"
 	"github.com/coredns/coredns/request"
 	"github.com/miekg/dns"
@@ -313,15 +312,19 @@ func BenchmarkServeDNS(b *testing.B) {
 	for i := range 10000 {
 		fmt.Fprintf(&text, "import shop/web-%d ClusterSetIP ips=10.96.%d.%d ports=http/tcp/80\n", i, i/250, i%250)
 	}
-	text.WriteString("import shop/db Headless\n")
-	for i := range 25 {
-		fmt.Fprintf(&text, "slice shop/db west ports=pg/tcp/5432 db-%d=10.0.0.%d\n", i, i)
+	for _, n := range []int{25, 100} {
+		fmt.Fprintf(&text, "import shop/db%d Headless\nslice shop/db%[1]d west ports=pg/tcp/5432", n)
+		for i := range n {
+			fmt.Fprintf(&text, " db-%d=10.0.0.%d", i, i+1)
+		}
+		text.WriteString("\n")
 	}
 	l := newTestPlugin(newTestWorld(b, text.String()))
 	for _, c := range []struct{ name, question string }{
 		{"clusterip-a", "web-4711.shop A"},
-		{"headless25-a", "db.shop A"},
-		{"headless25-srv", "db.shop SRV"},
+		{"headless25-a", "db25.shop A"},
+		{"headless100-a", "db100.shop A"},
+		{"headless25-srv", "db25.shop SRV"},
 		{"nxdomain", "nothing.shop A"},
 		{"srv", "_http._tcp.web-4711.shop SRV"},
 	} {
@@ -329,7 +332,7 @@ func BenchmarkServeDNS(b *testing.B) {
 			name, typeName, _ := strings.Cut(c.question, " ")
 			m := new(dns.Msg)
 			m.SetQuestion(name+".svc."+testZone, dns.StringToType[typeName])
-			w := dnstest.NewRecorder(&test.ResponseWriter{})
+			w := &test.ResponseWriter{}
 			ctx := context.Background()
 			b.ReportAllocs()
 			for b.Loop() {

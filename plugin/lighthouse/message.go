@@ -44,11 +44,14 @@ func (p *reply) soa(owner string) dns.SOA {
 }
 
 func (p *reply) ns(owner string) dns.RR {
-	return &dns.NS{Hdr: p.header(owner, dns.TypeNS), Ns: below(nsName, p.zone)}
+	rr := &dns.NS{Ns: below(nsName, p.zone)}
+	p.fill(&rr.Hdr, owner, dns.TypeNS)
+	return rr
 }
 
-func (p *reply) header(owner string, rrtype uint16) dns.RR_Header {
-	return dns.RR_Header{Name: owner, Rrtype: rrtype, Class: dns.ClassINET, Ttl: p.ttl}
+// fill fills in the header of a record that has none yet.
+func (p *reply) fill(header *dns.RR_Header, owner string, rrtype uint16) {
+	header.Name, header.Rrtype, header.Class, header.Ttl = owner, rrtype, dns.ClassINET, p.ttl
 }
 
 // message builds the reply to query. Every reply gets records of its own: other plugins change what they are handed, and
@@ -67,12 +70,12 @@ func (p *reply) message(query *dns.Msg, r *content) *dns.Msg {
 			bytes   [16]byte
 		})
 		if addr := r.addresses[0]; addr.Is4() {
-			m.a.Hdr = p.header(p.question.Name, dns.TypeA)
+			p.fill(&m.a.Hdr, p.question.Name, dns.TypeA)
 			four := addr.As4()
 			m.a.A = append(m.bytes[:0], four[:]...)
 			m.records[0] = &m.a
 		} else {
-			m.aaaa.Hdr = p.header(p.question.Name, dns.TypeAAAA)
+			p.fill(&m.aaaa.Hdr, p.question.Name, dns.TypeAAAA)
 			m.bytes = addr.As16()
 			m.aaaa.AAAA = m.bytes[:]
 			m.records[0] = &m.aaaa
@@ -135,8 +138,10 @@ func (p *reply) serviceMessage(query *dns.Msg, r *content) *dns.Msg {
 	srvs := make([]dns.SRV, len(r.services))
 	rrs := make([]dns.RR, 0, len(r.services)+b.fourCount+b.sixCount+1) // and the OPT record that the server adds
 	for i, s := range r.services {
-		srvs[i] = dns.SRV{Hdr: p.header(p.question.Name, dns.TypeSRV), Weight: s.weight, Port: s.number, Target: host(s.target)}
-		rrs = append(rrs, &srvs[i])
+		rr := &srvs[i]
+		p.fill(&rr.Hdr, p.question.Name, dns.TypeSRV)
+		rr.Weight, rr.Port, rr.Target = s.weight, s.number, host(s.target)
+		rrs = append(rrs, rr)
 	}
 	for i := range r.targets {
 		rrs = b.appendTo(rrs, p, host(i), r.targets[i].addresses)
@@ -192,24 +197,29 @@ func (b *addressRecords) count(addresses []netip.Addr) {
 	}
 }
 
-// appendTo appends the records of a name.
+// appendTo appends the records of a name. They are filled in where they stand: made elsewhere and copied, they would cost
+// twice as much.
 func (b *addressRecords) appendTo(rrs []dns.RR, p *reply, owner string, addresses []netip.Addr) []dns.RR {
 	if b.fours == nil && b.fourCount > 0 {
-		b.fours = make([]fourRecord, 0, b.fourCount)
+		b.fours = make([]fourRecord, b.fourCount)
 	}
 	if b.sixes == nil && b.sixCount > 0 {
-		b.sixes = make([]sixRecord, 0, b.sixCount)
+		b.sixes = make([]sixRecord, b.sixCount)
 	}
-	for _, addr := range addresses {
-		if addr.Is4() {
-			b.fours = append(b.fours, fourRecord{bytes: addr.As4()})
-			rr := &b.fours[len(b.fours)-1]
-			rr.A = dns.A{Hdr: p.header(owner, dns.TypeA), A: rr.bytes[:]}
+	for i := range addresses {
+		if addresses[i].Is4() {
+			rr := &b.fours[0]
+			b.fours = b.fours[1:]
+			p.fill(&rr.Hdr, owner, dns.TypeA)
+			rr.bytes = addresses[i].As4()
+			rr.A.A = rr.bytes[:]
 			rrs = append(rrs, &rr.A)
 		} else {
-			b.sixes = append(b.sixes, sixRecord{bytes: addr.As16()})
-			rr := &b.sixes[len(b.sixes)-1]
-			rr.AAAA = dns.AAAA{Hdr: p.header(owner, dns.TypeAAAA), AAAA: rr.bytes[:]}
+			rr := &b.sixes[0]
+			b.sixes = b.sixes[1:]
+			p.fill(&rr.Hdr, owner, dns.TypeAAAA)
+			rr.bytes = addresses[i].As16()
+			rr.AAAA.AAAA = rr.bytes[:]
 			rrs = append(rrs, &rr.AAAA)
 		}
 	}
