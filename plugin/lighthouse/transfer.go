@@ -33,7 +33,7 @@ func (l *Lighthouse) Transfer(zoneName string, serial uint32) (<-chan []dns.RR, 
 	}
 	go func() {
 		defer close(batches)
-		batches <- append([]dns.RR{&soa, p.ns(zoneName), versionRecord("dns-version." + zoneName)},
+		batches <- append([]dns.RR{&soa, p.ns(zoneName), versionRecord(below("dns-version.", zoneName))},
 			l.nsAddresses(&p, below(nsName, zoneName), dns.TypeNone)...)
 		if z.reach.suspect {
 			p.ttl = min(p.ttl, 1)

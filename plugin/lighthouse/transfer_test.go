@@ -155,3 +155,89 @@ func TestTransferSerial(t *testing.T) {
 		t.Errorf("before everything was read: %v", err)
 	}
 }
+
+// TestTransferEqualsAnswers: the zone as it is transferred is the set of all that may be answered, in worlds drawn by lot.
+func TestTransferEqualsAnswers(t *testing.T) {
+	for number := range 150 {
+		lots := newLots(t, number)
+		lots.settled = true
+		c, o := lots.clusterset(), lots.options()
+		w := newWorld()
+		c.objects().into(w)
+		l := o.plugin(w)
+		for _, zone := range o.zones {
+			l.zones = []string{zone} // a zone within another would answer for it
+			m := o.model(c, l)
+			m.zones = l.zones
+			got := map[string]map[string]bool{} // records by "owner TYPE"
+			for _, text := range transferred(t, l, zone) {
+				fields := strings.SplitN(text, "\t", 5)
+				key := fields[0] + " " + fields[3]
+				if got[key] == nil {
+					got[key] = map[string]bool{}
+				}
+				if got[key][text] {
+					t.Errorf("world %d: twice: %s", number, text)
+				}
+				got[key][text] = true
+			}
+			want, turns := map[string]map[string]bool{}, map[string]bool{}
+			for name := range everyName(m, zone) {
+				for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypeNS, dns.TypeTXT} {
+					e := m.ask(name, qtype)
+					answers := e.replies
+					// Of several addresses of one cluster the model lets either be the answer, while one is.
+					turns[name+" "+dns.TypeToString[qtype]] = len(answers) > 1
+					if e.pool != nil {
+						live, _ := ask(t, l, name, qtype) // the model does not know which backends are chosen
+						answers = []modelReply{{}}
+						for _, rr := range live.Answer {
+							answers[0].answer = append(answers[0].answer, rr.String())
+						}
+					}
+					for _, reply := range answers {
+						for _, text := range reply.answer {
+							key := name + " " + dns.TypeToString[qtype]
+							if want[key] == nil {
+								want[key] = map[string]bool{}
+							}
+							want[key][name+" "+text] = true
+						}
+					}
+				}
+			}
+			for key := range want {
+				if n := len(got[key]); n != len(want[key]) && !(turns[key] && 0 < n && n < len(want[key])) {
+					t.Errorf("world %d, %s: %d records transferred, %d may be answered: %v, %v\n%s%s", number, key, len(got[key]), len(want[key]), got[key], want[key], o, c)
+				}
+			}
+			for key := range got {
+				if want[key] == nil {
+					t.Errorf("world %d, %s is transferred and never answered\n%s%s", number, key, o, c)
+				}
+			}
+			if t.Failed() {
+				return
+			}
+		}
+	}
+}
+
+// everyName gives every name of a zone that the model knows, fully qualified.
+func everyName(m *model, zone string) map[string]bool {
+	names := map[string]bool{}
+	add := func(nodes map[string]modelNode) {
+		for name := range nodes {
+			if name == "" {
+				names[zone] = true
+			} else {
+				names[modelUnder(name, zone)] = true
+			}
+		}
+	}
+	add(m.nodes(zone, ""))
+	for _, i := range m.imports {
+		add(m.nodes(zone, i.Name+"."+i.Namespace+".svc"))
+	}
+	return names
+}
