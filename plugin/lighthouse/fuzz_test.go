@@ -2,13 +2,18 @@ package lighthouse
 
 import (
 	"context"
+	"fmt"
+	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/plugin/pkg/dnstest"
 	"github.com/coredns/coredns/plugin/test"
+	"github.com/coredns/coredns/request"
 	"github.com/miekg/dns"
 )
 
@@ -89,10 +94,9 @@ func FuzzName(f *testing.F) {
 	})
 }
 
-// FuzzServe: whatever comes over the wire, the reply is one that can be sent, fits the question, and keeps the rules that
-// hold for every reply.
-func FuzzServe(f *testing.F) {
-	l := newTestPlugin(newTestWorld(f, shop+`
+// fuzzed is a world in which what the fuzzer may find by mutation is near.
+func fuzzed(t testing.TB) *Lighthouse {
+	l := newTestPlugin(newTestWorld(t, shop+`
 		import shop/bal ClusterSetIP ports=http/tcp/80
 		address shop/bal west ports=http/tcp/80 10.2.0.9
 		address shop/bal north.eu ports=http/tcp/80 weight=0 fd00:3::9
@@ -100,13 +104,21 @@ func FuzzServe(f *testing.F) {
 	`))
 	l.clusterNames = true
 	l.zones = plugin.Zones{testZone, "."}
+	return l
+}
+
+// addQueries seeds a fuzzer with whole queries.
+func addQueries(f *testing.F) {
 	for _, name := range []string{
 		testZone, "web.shop.svc." + testZone, "_http._tcp.bal.shop.svc." + testZone, "db-0.north.eu.db.shop.svc." + testZone,
-		"EU.dB.shop.svc." + testZone, `x\.y.db.shop.svc.` + testZone,
+		"EU.dB.shop.svc." + testZone, `x\.y.db.shop.svc.` + testZone, "db.shop.svc." + testZone,
 	} {
 		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeSRV, dns.TypeANY} {
 			m := new(dns.Msg)
 			m.SetQuestion(name, qtype)
+			if qtype != dns.TypeA {
+				m.SetEdns0(1232, qtype == dns.TypeSRV)
+			}
 			wire, err := m.Pack()
 			if err != nil {
 				f.Fatal(err)
@@ -114,6 +126,13 @@ func FuzzServe(f *testing.F) {
 			f.Add(wire)
 		}
 	}
+}
+
+// FuzzServe: whatever comes over the wire, the reply is one that can be sent, fits the question, and keeps the rules that
+// hold for every reply.
+func FuzzServe(f *testing.F) {
+	l := fuzzed(f)
+	addQueries(f)
 	f.Fuzz(func(t *testing.T, wire []byte) {
 		query := new(dns.Msg)
 		if query.Unpack(wire) != nil || len(query.Question) != 1 || query.Question[0].Qclass != dns.ClassINET {
@@ -158,6 +177,83 @@ func FuzzServe(f *testing.F) {
 					t.Errorf("%v exists, and above it is %s", question, dns.RcodeToString[above.Rcode])
 				}
 			}
+		}
+	})
+}
+
+// memoryConn is a socket without a network: what is put into in comes from a client, and out has what goes to it.
+type memoryConn struct{ in, out chan []byte }
+
+func (c *memoryConn) ReadFrom(p []byte) (int, net.Addr, error) {
+	wire, open := <-c.in
+	if !open {
+		return 0, nil, net.ErrClosed
+	}
+	return copy(p, wire), &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 4711}, nil
+}
+
+func (c *memoryConn) WriteTo(p []byte, _ net.Addr) (int, error) {
+	c.out <- slices.Clone(p)
+	return len(p), nil
+}
+
+func (c *memoryConn) Close() error                     { return nil }
+func (c *memoryConn) LocalAddr() net.Addr              { return &net.UDPAddr{IP: net.IPv4(192, 0, 2, 53), Port: 53} }
+func (c *memoryConn) SetDeadline(time.Time) error      { return nil }
+func (c *memoryConn) SetReadDeadline(time.Time) error  { return nil }
+func (c *memoryConn) SetWriteDeadline(time.Time) error { return nil }
+
+// FuzzPackets: the whole way from a packet to a packet, through the server's own code, with bytes written straight from the
+// zone where it may be. The reply can be read, is no longer than the client said, and says what the message would have said;
+// and no packet makes us allocate more than in proportion to its size.
+func FuzzPackets(f *testing.F) {
+	l := fuzzed(f)
+	addQueries(f)
+	conn := &memoryConn{in: make(chan []byte), out: make(chan []byte, 1)}
+	server := &dns.Server{PacketConn: conn, UDPSize: dns.MaxMsgSize, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
+		rcode, _ := l.ServeDNS(context.Background(), request.NewScrubWriter(r, w), r)
+		if !plugin.ClientWrite(rcode) {
+			w.WriteMsg(new(dns.Msg).SetRcode(r, rcode))
+		}
+	})}
+	go server.ActivateAndServe()
+	f.Fuzz(func(t *testing.T, wire []byte) {
+		query := new(dns.Msg)
+		if query.Unpack(wire) != nil || len(query.Question) != 1 || query.Response || query.Question[0].Qclass != dns.ClassINET {
+			t.Skip() // the server's business
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		conn.in <- wire
+		reply := <-conn.out
+		runtime.ReadMemStats(&after)
+		if n := after.TotalAlloc - before.TotalAlloc; n > uint64(64<<10+256*len(wire)) {
+			t.Errorf("%d bytes allocated for a packet of %d", n, len(wire))
+		}
+		got := new(dns.Msg)
+		if err := got.Unpack(reply); err != nil {
+			t.Fatalf("%v: %v", query.Question, err)
+		}
+		if got.Id != query.Id || !got.Response {
+			t.Errorf("%v: not a reply to it: %v", query.Question, got)
+		}
+		size := dns.MinMsgSize
+		if opt := query.IsEdns0(); opt != nil {
+			size = max(size, int(opt.UDPSize()))
+		}
+		if len(reply) > size {
+			t.Errorf("%v: %d bytes, and the client takes %d", query.Question, len(reply), size)
+		}
+		if got.Rcode != dns.RcodeSuccess && got.Rcode != dns.RcodeNameError || got.Truncated || got.Opcode != dns.OpcodeQuery {
+			return
+		}
+		if strings.Contains(query.Question[0].Name, ".bal.") || strings.HasPrefix(strings.ToLower(query.Question[0].Name), "bal.") {
+			return // whose turn it is
+		}
+		rec := dnstest.NewRecorder(&test.ResponseWriter{})
+		l.ServeDNS(context.Background(), rec, query)
+		if rec.Msg == nil || rec.Msg.Rcode != got.Rcode || fmt.Sprint(rec.Msg.Answer, rec.Msg.Ns) != fmt.Sprint(got.Answer, got.Ns) {
+			t.Errorf("%v: as bytes\n%v\nas a message\n%v", query.Question, got, rec.Msg)
 		}
 	})
 }
