@@ -241,3 +241,56 @@ func everyName(m *model, zone string) map[string]bool {
 	}
 	return names
 }
+
+// TestTransferOverTCP: through the plugin *transfer*, as a secondary server asks for it.
+func TestTransferOverTCP(t *testing.T) {
+	api := newFakeAPI(t)
+	api.load(t, shop)
+	i, address := startServer(t, `clusterset.local:PORT {
+		bind 127.0.0.1
+		transfer {
+			to *
+		}
+		lighthouse {
+			kubeconfig KUBECONFIG
+		}
+	}`, api)
+	defer stopInstance(t, i)
+	soa := new(dns.Msg)
+	soa.SetQuestion(testZone, dns.TypeSOA)
+	reply, err := dns.Exchange(soa, address)
+	if err != nil || len(reply.Answer) != 1 {
+		t.Fatalf("%v, %v", reply, err)
+	}
+	serial := reply.Answer[0].(*dns.SOA).Serial
+	records := func(query *dns.Msg) (n int) {
+		t.Helper()
+		envelopes, err := (&dns.Transfer{}).In(query, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for e := range envelopes {
+			if e.Error != nil {
+				t.Fatal(e.Error)
+			}
+			for _, rr := range e.RR {
+				if soa, ok := rr.(*dns.SOA); ok && soa.Serial != serial {
+					t.Errorf("serial %d, and %d to a query", soa.Serial, serial)
+				}
+			}
+			n += len(e.RR)
+		}
+		return n
+	}
+	if n := records(new(dns.Msg).SetAxfr(testZone)); n < 20 {
+		t.Errorf("%d records", n)
+	}
+	if n := records(new(dns.Msg).SetIxfr(testZone, serial, "ns.dns."+testZone, "hostmaster."+testZone)); n != 1 {
+		t.Errorf("%d records for a secondary server that has them all", n)
+	}
+	udp := new(dns.Msg)
+	udp.SetAxfr(testZone)
+	if reply, err := dns.Exchange(udp, address); err != nil || reply.Rcode != dns.RcodeRefused {
+		t.Errorf("over UDP: %v, %v", reply, err)
+	}
+}
