@@ -53,6 +53,7 @@ func lighthouseBlock() string {
     prometheus :9153
     lighthouse ` + zone + ` {
         cluster_names
+        snapshot /var/lib/lighthouse/snapshot
     }
     loadbalance
 }`

@@ -56,10 +56,19 @@ from memory as it is. No ready: a member without its clusterset still has its ow
     prometheus :9153
     lighthouse {{ .Values.dns.zone }} {
         cluster_names
+        snapshot /var/lib/lighthouse/snapshot
     }
     loadbalance
 }
 # END fastnet
+{{- end -}}
+
+{{/* Where the plugin keeps its snapshot: a container that restarts while the API server is away answers all the same. */}}
+{{- define "fastnet.snapshotMount" -}}
+- {name: snapshot, mountPath: /var/lib/lighthouse}
+{{- end -}}
+{{- define "fastnet.snapshotVolume" -}}
+- {name: snapshot, emptyDir: {sizeLimit: 256Mi}}
 {{- end -}}
 
 {{- define "fastnet.dnsRules" -}}
