@@ -341,3 +341,39 @@ func BenchmarkServeDNS(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkSliceUpdate: one slice of 100 backends changes in a zone of 250,000, from the API's object to being served.
+func BenchmarkSliceUpdate(b *testing.B) {
+	for _, c := range []struct {
+		name     string
+		services int
+	}{{"2500-services-of-1-slice", 2500}, {"10-services-of-250-slices", 10}, {"1-service-of-2500-slices", 1}} {
+		b.Run(c.name, func(b *testing.B) {
+			const all = 2500
+			var text strings.Builder
+			text.WriteString("namespace shop\n")
+			for i := range c.services {
+				fmt.Fprintf(&text, "import shop/db-%d Headless\n", i)
+			}
+			for i := range all {
+				fmt.Fprintf(&text, "slice shop/db-%d c%d ports=pg/tcp/5432", i%c.services, i%7)
+				for n := range 100 {
+					fmt.Fprintf(&text, " db-%d=10.%d.%d.%d", n, i/250, i%250, n+1)
+				}
+				text.WriteString("\n")
+			}
+			objects := parseObjects(b, text.String())
+			w := newWorld()
+			objects.into(w)
+			b.ReportAllocs()
+			n := 0
+			for b.Loop() {
+				slice := objects.slices[n*7%all]
+				ready := slice.Endpoints[n%100].Conditions.Ready
+				*ready = !*ready
+				w.setSlice(newSliceObject(slice))
+				n++
+			}
+		})
+	}
+}
