@@ -27,11 +27,7 @@ import (
 // API server.
 func startServer(t *testing.T, corefile string, api *fakeAPI) (*caddy.Instance, string) {
 	t.Helper()
-	if !slices.Contains(dnsserver.Directives, pluginName) {
-		before := slices.Index(dnsserver.Directives, "kubernetes")
-		dnsserver.Directives = slices.Insert(slices.Clone(dnsserver.Directives), before, pluginName)
-	}
-	dnsserver.Quiet, caddy.Quiet = true, true
+	withLighthouse()
 	address := loopback()
 	port := freePort(t, address)
 	i, err := caddy.Start(corefileInput(strings.NewReplacer("bind 127.0.0.1", "bind "+address, "PORT", port,
@@ -40,6 +36,15 @@ func startServer(t *testing.T, corefile string, api *fakeAPI) (*caddy.Instance, 
 		t.Fatal(err)
 	}
 	return i, net.JoinHostPort(address, port)
+}
+
+// withLighthouse puts the directive in its place, as coredns-build does.
+func withLighthouse() {
+	if !slices.Contains(dnsserver.Directives, pluginName) {
+		before := slices.Index(dnsserver.Directives, "kubernetes")
+		dnsserver.Directives = slices.Insert(slices.Clone(dnsserver.Directives), before, pluginName)
+	}
+	dnsserver.Quiet, caddy.Quiet = true, true
 }
 
 // loopback is an address of this test process. On 127.0.0.1 every connection of the machine takes ports, and may take the one
