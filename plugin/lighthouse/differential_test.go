@@ -1,6 +1,7 @@
 package lighthouse
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -32,9 +33,9 @@ var (
 	differentialSeed    = flag.Uint64("differential.seed", 1, "seed of the differential tests' worlds and questions")
 )
 
-// clusterset is the objects of a world, each a line in the language of parseObjects. It never changes: a change makes
+// testClusterset is the objects of a world, each a line in the language of parseObjects. It never changes: a change makes
 // another one.
-type clusterset []testObject
+type testClusterset []testObject
 
 // testObject is one object.
 type testObject struct {
@@ -63,13 +64,13 @@ func newTestObject(t testing.TB, key, line string) testObject {
 }
 
 // with replaces an object or adds it.
-func (c clusterset) with(o testObject) clusterset { return append(c.without(o.kind, o.key), o) }
+func (c testClusterset) with(o testObject) testClusterset { return append(c.without(o.kind, o.key), o) }
 
-func (c clusterset) without(kind, key string) clusterset {
+func (c testClusterset) without(kind, key string) testClusterset {
 	return slices.DeleteFunc(slices.Clone(c), func(o testObject) bool { return o.kind == kind && o.key == key })
 }
 
-func (c clusterset) of(kind string) (list []testObject) {
+func (c testClusterset) of(kind string) (list []testObject) {
 	for _, o := range c {
 		if o.kind == kind {
 			list = append(list, o)
@@ -78,7 +79,23 @@ func (c clusterset) of(kind string) (list []testObject) {
 	return list
 }
 
-func (c clusterset) objects() *objects {
+// about leaves out what is of other services than the one that a name is of.
+func (c testClusterset) about(qname string) testClusterset {
+	return slices.DeleteFunc(slices.Clone(c), func(o testObject) bool {
+		namespace, name := "", ""
+		switch o.kind {
+		case "import":
+			namespace, name = o.parsed.imports[0].Namespace, o.parsed.imports[0].Name
+		case "slice":
+			namespace, name = o.parsed.slices[0].Namespace, o.parsed.slices[0].Labels[v1alpha1.LabelServiceName]
+		default:
+			return false
+		}
+		return !strings.Contains("."+strings.ToLower(qname), "."+name+"."+namespace+".svc.")
+	})
+}
+
+func (c testClusterset) objects() *objects {
 	all := &objects{}
 	for _, o := range c {
 		all.namespaces = append(all.namespaces, o.parsed.namespaces...)
@@ -90,7 +107,7 @@ func (c clusterset) objects() *objects {
 	return all
 }
 
-func (c clusterset) String() string {
+func (c testClusterset) String() string {
 	var text strings.Builder
 	for _, o := range c {
 		fmt.Fprintln(&text, o.line)
@@ -129,7 +146,7 @@ func (o testOptions) plugin(w *world) *Lighthouse {
 	return l
 }
 
-func (o testOptions) model(c clusterset, l *Lighthouse) *model {
+func (o testOptions) model(c testClusterset, l *Lighthouse) *model {
 	return &model{c.objects(), o.zones, o.clusterID, o.ttl, o.only, o.clusterNames, o.maxAnswers, l.serverAddresses}
 }
 
@@ -157,7 +174,15 @@ func newLots(t testing.TB, number int) *lots {
 	return l
 }
 
-func pick[T any](l *lots, list ...T) T { return list[l.IntN(len(list))] }
+func pickOne[T any](l *lots, list ...T) T { return list[l.IntN(len(list))] }
+
+// few is a number up to n, seldom 0.
+func (l *lots) few(n int) int {
+	if l.chance(4) {
+		return 0
+	}
+	return 1 + l.IntN(n)
+}
 
 // chance is true p times of a hundred.
 func (l *lots) chance(p int) bool { return l.IntN(100) < p }
@@ -174,37 +199,37 @@ var (
 
 func (l *lots) options() testOptions {
 	o := testOptions{
-		zones: pick(l, []string{testZone}, []string{testZone}, []string{"mesh.of.all.clusters.example.org."}, []string{testZone, "example.org."},
-			[]string{testZone, "svc." + testZone}, []string{testZone, "."}),
-		ttl:          pick(l, 5, 5, 0, 3600),
+		zones: pickOne(l, []string{testZone}, []string{testZone}, []string{"mesh.of.all.clusters.example.org."}, []string{testZone, "example.org."},
+			[]string{testZone, pickOne(l, "svc.", "db.", "dns.", "shop.svc.") + testZone}, []string{testZone, "."}),
+		ttl:          pickOne(l, 5, 5, 0, 3600),
 		clusterNames: l.chance(50),
-		maxAnswers:   pick(l, 500, 500, 500, 1, 2, 4),
+		maxAnswers:   pickOne(l, 500, 500, 500, 1, 2, 4),
 	}
 	if l.chance(20) {
-		o.clusterID = pick(l, l.clusters...)
+		o.clusterID = pickOne(l, l.clusters...)
 	}
 	if l.chance(10) {
-		o.only = []string{"shop", "a", "nowhere"}
+		o.only = []string{"shop", "svc", "nowhere"}
 	}
 	return o
 }
 
-func (l *lots) clusterset() (c clusterset) {
-	for _, namespace := range testNamespaces[:l.IntN(6)] {
+func (l *lots) clusterset() (c testClusterset) {
+	for _, namespace := range testNamespaces[:l.few(5)] {
 		c = c.with(newTestObject(l.t, namespace, "namespace "+namespace))
 	}
 	if l.chance(60) {
 		c = c.with(l.local())
 	}
-	for range l.IntN(13) {
-		i := l.serviceImport()
+	for range l.few(12) {
+		i := l.serviceImport(c.without("slice", ""))
 		c = c.with(i)
-		for range l.IntN(5) {
+		for range l.few(4) {
 			c = c.with(l.slice(i.key, strings.Contains(i.line, " Headless") != l.chance(10)))
 		}
 	}
 	for range l.IntN(3) {
-		c = c.with(l.slice(l.service(), l.chance(50)))
+		c = c.with(l.slice(l.service(c), l.chance(50)))
 	}
 	if l.crowded {
 		c = c.with(newTestObject(l.t, "shop", "namespace shop"))
@@ -225,20 +250,29 @@ func (l *lots) clusterset() (c clusterset) {
 }
 
 func (l *lots) local() testObject {
-	return newTestObject(l.t, "", "local "+pick(l, append([]string{"elsewhere"}, l.clusters...)...))
+	return newTestObject(l.t, "", "local "+pickOne(l, append([]string{"elsewhere"}, l.clusters...)...))
 }
 
-func (l *lots) service() string {
-	return pick(l, testNamespaces[:6]...) + "/" + pick(l, testServices...)
+// service is mostly in a namespace that exists.
+func (l *lots) service(c testClusterset) string {
+	namespace := pickOne(l, testNamespaces...)
+	if list := c.of("namespace"); len(list) > 0 && l.chance(95) {
+		namespace = pickOne(l, list...).key
+	}
+	return namespace + "/" + pickOne(l, testServices...)
 }
 
-func (l *lots) serviceImport() testObject {
-	key := l.service()
+func (l *lots) serviceImport(c testClusterset) testObject {
+	key := l.service(c)
+	if list := c.of("slice"); len(list) > 0 && l.chance(70) { // one with backends
+		s := pickOne(l, list...).parsed.slices[0]
+		key = s.Namespace + "/" + cmp.Or(s.Labels[v1alpha1.LabelServiceName], "web")
+	}
 	if l.chance(2) {
 		key = "shop/a.b" // a name that the API allows, and that no service can have
 	}
-	line := "import " + key + pick(l, " ClusterSetIP", " Headless")
-	if l.chance(60) {
+	line := "import " + key + pickOne(l, " ClusterSetIP", " Headless")
+	if l.chance(50) {
 		line += " ips=" + l.addresses(1+l.IntN(3), 25)
 	}
 	return newTestObject(l.t, key, line+l.ports())
@@ -247,9 +281,9 @@ func (l *lots) serviceImport() testObject {
 func (l *lots) ports() string {
 	var list []string
 	for range l.IntN(4) {
-		port := pick(l, "tcp", "tcp", "udp", "sctp") + "/" + pick(l, "53", "80", "443", "65535")
+		port := pickOne(l, "tcp", "tcp", "udp", "sctp") + "/" + pickOne(l, "53", "80", "443", "65535")
 		if l.chance(75) {
-			port = pick(l, testPorts...) + "/" + port
+			port = pickOne(l, testPorts...) + "/" + port
 		}
 		list = append(list, port)
 	}
@@ -265,13 +299,13 @@ func (l *lots) addresses(n, unusable int) string {
 	for range n {
 		switch {
 		case l.chance(unusable):
-			list = append(list, pick(l, testUnusable...))
+			list = append(list, pickOne(l, testUnusable...))
 		case l.chance(2):
-			list = append(list, pick(l, "::ffff:10.9.0.1", "FD00:0::A"))
+			list = append(list, pickOne(l, "::ffff:10.9.0.1", "FD00:0::A"))
 		case l.chance(50):
 			list = append(list, fmt.Sprintf("10.%d.0.%d", l.IntN(3), 1+l.IntN(9)))
 		default:
-			list = append(list, fmt.Sprintf("fd00:%d::%x", l.IntN(3), 1+l.IntN(20)))
+			list = append(list, fmt.Sprintf("fd00:%d::%x", 1+l.IntN(3), 1+l.IntN(20)))
 		}
 	}
 	return strings.Join(list, ",")
@@ -286,11 +320,11 @@ func (l *lots) slice(service string, backends bool) testObject {
 }
 
 func (l *lots) sliceOf(key, namespace, name string, backends bool) testObject {
-	cluster := pick(l, l.clusters...)
+	cluster := pickOne(l, l.clusters...)
 	text, found := l.weights[name+cluster]
 	if !found {
 		if l.chance(60) {
-			text = " weight=" + pick(l, "0", "1", "3", "7", "100", "-4", "70000", "99999999999999999999", "-99999999999999999999", "x", "", "7.5", "1e3", "0x10")
+			text = " weight=" + pickOne(l, "0", "1", "3", "7", "100", "-4", "70000", "99999999999999999999", "-99999999999999999999", "x", "", "7.5", "1e3", "0x10")
 		}
 		l.weights[name+cluster] = text
 	}
@@ -301,13 +335,13 @@ func (l *lots) sliceOf(key, namespace, name string, backends bool) testObject {
 	case l.chance(3):
 		cluster = "-"
 	case l.chance(1):
-		cluster = pick(l, "a..b", "under_score", strings.Repeat("l", 64)+".x")
+		cluster = pickOne(l, "a..b", "under_score", strings.Repeat("l", 64)+".x")
 	case l.chance(3):
 		cluster = strings.ToUpper(cluster)
 	}
 	kind, endpoints := "address", 1
 	if backends {
-		kind, endpoints = "slice", l.IntN(4)
+		kind, endpoints = "slice", l.few(3)
 	} else if l.chance(10) {
 		endpoints = l.IntN(3)
 	}
@@ -319,17 +353,17 @@ func (l *lots) sliceOf(key, namespace, name string, backends bool) testObject {
 		endpoints = 30
 	}
 	for i := range endpoints {
-		e := pick(l, "", "", "", "!", "?")
+		e := pickOne(l, "", "", "", "!", "?")
 		switch {
 		case !backends:
-			e += l.addresses(pick(l, 1, 1, 1, 1, 1, 1, 1, 2), 10)
+			e += l.addresses(pickOne(l, 1, 1, 1, 1, 1, 1, 1, 2), 10)
 		case l.crowded && name == "crowd":
 			e += fmt.Sprintf("a-rather-long-name-%d=10.3.%d.%d", i, l.IntN(3), i)
 		default:
 			if l.chance(60) {
-				e += pick(l, testHosts...) + "="
+				e += pickOne(l, testHosts...) + "="
 			}
-			e += l.addresses(pick(l, 1, 1, 1, 2, 3), 8)
+			e += l.addresses(pickOne(l, 1, 1, 1, 2, 3), 8)
 		}
 		line += " " + e
 	}
@@ -340,7 +374,7 @@ func (l *lots) gateway(i int) testObject {
 	name := fmt.Sprintf("gw%d", i)
 	line := "gateway " + name
 	for _, id := range append([]string{"stranger"}, l.clusters...) {
-		if state := pick(l, "up", "up", "connecting", "down", ""); state != "" {
+		if state := pickOne(l, "up", "up", "up", "connecting", "down", ""); state != "" {
 			line += " " + state + "=" + id
 		}
 	}
@@ -350,47 +384,47 @@ func (l *lots) gateway(i int) testObject {
 func (l *lots) anchor() testObject { return newTestObject(l.t, "anchor", "gateway anchor up=anchor") }
 
 // change makes one random change: what is after it, and what does it to a world.
-func (l *lots) change(c clusterset) (clusterset, func(*world)) {
-	set := func(o testObject, apply func(*world)) (clusterset, func(*world)) { return c.with(o), apply }
-	drop := func(o testObject, apply func(*world)) (clusterset, func(*world)) {
+func (l *lots) change(c testClusterset) (testClusterset, func(*world)) {
+	set := func(o testObject, apply func(*world)) (testClusterset, func(*world)) { return c.with(o), apply }
+	drop := func(o testObject, apply func(*world)) (testClusterset, func(*world)) {
 		return c.without(o.kind, o.key), apply
 	}
 	switch l.IntN(10) {
 	case 0:
-		name := pick(l, testNamespaces[:6]...)
+		name := pickOne(l, testNamespaces[:6]...)
 		o := newTestObject(l.t, name, "namespace "+name)
-		if exists := l.chance(60); !exists {
+		if exists := l.chance(80); !exists {
 			return drop(o, func(w *world) { w.setNamespace(name, false) })
 		}
 		return set(o, func(w *world) { w.setNamespace(name, true) })
 	case 1, 2:
-		if list := c.of("import"); len(list) > 0 && l.chance(40) {
-			o := pick(l, list...)
+		if list := c.of("import"); len(list) > 0 && l.chance(30) {
+			o := pickOne(l, list...)
 			i := o.parsed.imports[0]
 			return drop(o, func(w *world) { w.deleteImport(objectKey{i.Namespace, i.Name}) })
 		}
-		o := l.serviceImport()
+		o := l.serviceImport(c)
 		return set(o, func(w *world) { w.setImport(newImportObject(o.parsed.imports[0])) })
 	case 3, 4, 5, 6, 7:
 		list := c.of("slice")
 		var old *discoveryv1.EndpointSlice
 		if len(list) > 0 {
-			o := pick(l, list...)
+			o := pickOne(l, list...)
 			old = o.parsed.slices[0]
 			if l.chance(30) {
 				return drop(o, func(w *world) { w.deleteSlice(objectKey{old.Namespace, old.Name}) })
 			}
 		}
-		service, headless := l.service(), l.chance(50)
+		service, headless := l.service(c), l.chance(50)
 		if imports := c.of("import"); len(imports) > 0 && l.chance(90) {
-			o := pick(l, imports...)
+			o := pickOne(l, imports...)
 			service, headless = o.key, o.parsed.imports[0].Spec.Type == mcsv1beta1.Headless
 		}
 		o := l.slice(service, headless)
 		if old != nil && l.chance(60) { // the same slice, of what service and cluster it may be
 			name := old.Labels[v1alpha1.LabelServiceName]
 			if l.chance(20) {
-				name = pick(l, testServices...)
+				name = pickOne(l, testServices...)
 			}
 			backends := old.Labels[v1alpha1.LabelClusterAddress] == ""
 			o = l.sliceOf(strings.TrimPrefix(old.Name, old.Namespace+"-"), old.Namespace, name, backends != l.chance(10))
@@ -403,7 +437,7 @@ func (l *lots) change(c clusterset) (clusterset, func(*world)) {
 			o := l.anchor()
 			return set(o, func(w *world) { w.setGateway(newGatewayObject(o.parsed.gateways[0])) })
 		case l.chance(40):
-			o := pick(l, gateways...)
+			o := pickOne(l, gateways...)
 			if o.key == "anchor" && len(gateways) > 1 { // it goes last
 				return c, func(*world) {}
 			}
@@ -421,66 +455,82 @@ func (l *lots) change(c clusterset) (clusterset, func(*world)) {
 }
 
 // question is mostly made of what the world is made of.
-func (l *lots) question(c clusterset, o testOptions) (string, uint16) {
-	qtype := pick(l, dns.TypeA, dns.TypeA, dns.TypeA, dns.TypeAAAA, dns.TypeAAAA, dns.TypeSRV, dns.TypeSRV, dns.TypeSRV,
-		pick(l, dns.TypeTXT, dns.TypeANY, dns.TypeMX, dns.TypeSOA, dns.TypeNS, dns.TypeHTTPS, dns.TypeCNAME, dns.TypePTR, 65280))
+func (l *lots) question(c testClusterset, o testOptions) (string, uint16) {
+	qtype := pickOne(l, dns.TypeA, dns.TypeA, dns.TypeA, dns.TypeAAAA, dns.TypeAAAA, dns.TypeSRV, dns.TypeSRV, dns.TypeSRV,
+		pickOne(l, dns.TypeTXT, dns.TypeANY, dns.TypeMX, dns.TypeSOA, dns.TypeNS, dns.TypeHTTPS, dns.TypeCNAME, dns.TypePTR, 65280))
 	for {
-		if name, ok := canonicalName(l.spoil(l.name(c)) + pick(l, o.zones...)); ok {
+		name := l.name(c)
+		if strings.HasPrefix(name, "_") && l.chance(60) {
+			qtype = dns.TypeSRV
+		}
+		if name, ok := canonicalName(l.spoil(name) + pickOne(l, o.zones...)); ok {
 			return name, qtype
 		}
 	}
 }
 
 // name relative to the zone, with a dot at its end unless it is the zone's own.
-func (l *lots) name(c clusterset) string {
+func (l *lots) name(c testClusterset) string {
 	if l.chance(8) {
-		return pick(l, "", "svc.", "dns-version.", "ns.dns.", "dns.", "x.dns-version.", "a.ns.dns.", "pod.", "web.shop.pod.", "clusterset.local.", "svc.svc.")
+		return pickOne(l, "", "svc.", "dns-version.", "ns.dns.", "dns.", "x.dns-version.", "a.ns.dns.", "pod.", "web.shop.pod.", "clusterset.local.", "svc.svc.")
 	}
-	service := l.service()
-	if imports := c.of("import"); len(imports) > 0 && l.chance(90) {
-		service = pick(l, imports...).key
+	service := l.service(c)
+	if imports := c.of("import"); len(imports) > 0 && l.chance(95) {
+		service = pickOne(l, imports...).key
 	}
 	namespace, name, _ := strings.Cut(service, "/")
-	if l.chance(5) {
-		return pick(l, namespace, l.service()) + ".svc."
+	if l.chance(4) {
+		return pickOne(l, namespace, strings.Replace(l.service(c), "/", ".", 1), strings.Replace(service, "/", ".", 1)) + ".svc."
 	}
-	// What a name can hold, of the service's own and of others.
-	hosts, clusters, ports := testHosts[:8], l.clusters, []string{"http.tcp", "dns.udp"}
-	for _, o := range c {
-		var list []discoveryv1.EndpointPort
-		switch {
-		case o.kind == "import" && o.key == service:
+	// What a name can hold: of one slice of the service, mostly, or of anything.
+	var list []testObject
+	headless := slices.ContainsFunc(c, func(o testObject) bool {
+		return o.kind == "import" && o.key == service && o.parsed.imports[0].Spec.Type == mcsv1beta1.Headless
+	})
+	for _, o := range c.of("slice") {
+		s := o.parsed.slices[0]
+		if s.Namespace == namespace && s.Labels[v1alpha1.LabelServiceName] == name && (headless == strings.HasPrefix(o.line, "slice") || l.chance(10)) {
+			list = append(list, o)
+		}
+	}
+	host, cluster, port := pickOne(l, testHosts[:8]...), pickOne(l, l.clusters...), pickOne(l, testPorts...)+"."+pickOne(l, "tcp", "udp")
+	ports := []string{port}
+	for _, o := range c.of("import") {
+		if o.key == service && l.chance(90) {
 			for _, p := range o.parsed.imports[0].Spec.Ports {
 				ports = append(ports, p.Name+"."+string(p.Protocol))
 			}
-		case o.kind == "slice" && o.parsed.slices[0].Namespace == namespace && o.parsed.slices[0].Labels[v1alpha1.LabelServiceName] == name:
-			s := o.parsed.slices[0]
-			list = s.Ports
-			for range 3 {
-				clusters = append(clusters[:len(clusters):len(clusters)], s.Labels[v1alpha1.LabelSourceCluster])
-			}
-			for _, e := range s.Endpoints {
-				if e.Hostname != nil && *e.Hostname != "" {
-					hosts = append(hosts[:len(hosts):len(hosts)], *e.Hostname)
-				} else {
-					hosts = append(hosts[:len(hosts):len(hosts)], strings.NewReplacer(".", "-", ":", "-").Replace(e.Addresses[0]))
-				}
-				if l.chance(30) { // both that exist together
-					hosts, clusters = hosts[len(hosts)-1:], []string{s.Labels[v1alpha1.LabelSourceCluster]}
-					break
-				}
-			}
-		}
-		for _, p := range list {
-			ports = append(ports, *p.Name+"."+string(*p.Protocol))
 		}
 	}
-	host, cluster, port := pick(l, hosts...)+".", pick(l, clusters...)+".", pick(l, ports...)
+	if len(list) > 0 && l.chance(90) {
+		s := pickOne(l, list...).parsed.slices[0]
+		cluster = cmp.Or(s.Labels[v1alpha1.LabelSourceCluster], cluster)
+		for _, p := range s.Ports {
+			ports = append(ports, *p.Name+"."+string(*p.Protocol))
+		}
+		if len(s.Endpoints) > 0 {
+			e := pickOne(l, s.Endpoints...)
+			host = strings.NewReplacer(".", "-", ":", "-").Replace(pickOne(l, e.Addresses...))
+			if e.Hostname != nil && l.chance(95) {
+				host = cmp.Or(*e.Hostname, host)
+			}
+		}
+		if l.chance(10) { // of this service, but not together
+			cluster = pickOne(l, l.clusters...)
+		}
+	}
+	if port = pickOne(l, ports...); len(ports) > 1 && l.chance(80) {
+		port = pickOne(l, ports[1:]...)
+	}
 	protocol := port[strings.Index(port, ".")+1:]
-	underscored := "_" + strings.Replace(port, ".", "._", 1) + "."
-	left := pick(l, "", "", cluster, cluster, host+cluster, host+cluster, host+cluster, underscored, underscored, underscored, "_"+protocol+".",
-		port+".", protocol+".", underscored+cluster, port+"."+cluster, "_"+protocol+"."+cluster, underscored+host+cluster, host, "*.", "x.",
-		"x."+host+cluster, cluster[strings.Index(cluster, ".")+1:], "_"+port+".", host+cluster[:max(0, len(cluster)-1)]+"x.")
+	underscored := "_" + strings.Replace(port, ".", "._", 1)
+	left := pickOne(l, "", "", "", "", underscored, underscored, underscored, host+"."+cluster, host+"."+cluster,
+		pickOne(l, cluster, cluster, underscored+"."+cluster, host+"."+cluster),
+		pickOne(l, "_"+protocol, port, port, protocol, port+"."+cluster, "_"+protocol+"."+cluster, underscored+"."+host+"."+cluster, host, "*", "x",
+			"x."+host+"."+cluster, cluster[strings.Index(cluster, ".")+1:], "_"+port, host+"."+cluster+"x"))
+	if left != "" {
+		left += "."
+	}
 	return left + name + "." + namespace + ".svc."
 }
 
@@ -491,8 +541,8 @@ func (l *lots) spoil(name string) string {
 	if l.chance(90) {
 		at = 0
 	}
-	switch l.IntN(25) {
-	case 0, 1, 2:
+	switch l.IntN(50) {
+	case 0, 1, 2, 8, 9, 10, 11:
 		return strings.Map(func(r rune) rune {
 			if l.chance(50) {
 				return []rune(strings.ToUpper(string(r)))[0]
@@ -502,7 +552,7 @@ func (l *lots) spoil(name string) string {
 	case 3:
 		return strings.Join(slices.Delete(labels, at, at+1), "")
 	case 4:
-		return strings.Join(slices.Insert(labels, at, pick(l, "x.", "*.", "_tcp.", "tcp.", "svc.", `a\.b.`, `\000.`, `\195\164.`, `\\.`, pick(l, l.clusters...)+".")), "")
+		return strings.Join(slices.Insert(labels, at, pickOne(l, "x.", "*.", "_tcp.", "tcp.", "svc.", `a\.b.`, `\000.`, `\195\164.`, `\\.`, pickOne(l, l.clusters...)+".")), "")
 	case 5:
 		return strings.Replace(name, ".", `\.`, 1)
 	case 6:
@@ -510,7 +560,7 @@ func (l *lots) spoil(name string) string {
 			return fmt.Sprintf(`\%03d`, name[0]) + name[1:]
 		}
 	case 7:
-		return pick(l, `\\`, `\.`, `\000`, `\032`, "-", "_", "*") + name
+		return pickOne(l, `\\`, `\.`, `\000`, `\032`, "-", "_", "*") + name
 	}
 	return name
 }
@@ -533,7 +583,7 @@ type observation struct {
 	authoritative, truncated      bool
 }
 
-func observe(m *dns.Msg, rcode int) observation {
+func observed(m *dns.Msg, rcode int) observation {
 	if m == nil {
 		return observation{rcode: rcode}
 	}
@@ -577,9 +627,9 @@ func (e expectation) allows(qname string, o observation) bool {
 		return len(o.answer)+len(o.authority)+len(o.additional) == 0
 	}
 	return slices.ContainsFunc(e.replies, func(r modelReply) bool {
-		answer, additional := owned(qname, r.answer), tidy(r.additional)
+		answer, additional := ownedTexts(qname, r.answer), sortedTexts(r.additional)
 		if o.truncated {
-			return len(answer) > 0 && within(o.answer, answer) && within(o.additional, additional)
+			return len(answer) > 0 && containsAll(o.answer, answer) && containsAll(o.additional, additional)
 		}
 		authority := []string(nil)
 		if len(answer) == 0 {
@@ -593,9 +643,9 @@ func (e expectation) allows(qname string, o observation) bool {
 func (e expectation) allowsSubset(qname string, o observation) bool {
 	var all []string
 	for _, one := range e.pool {
-		all = append(all, owned(qname, one(e.qtype).answer)...)
+		all = append(all, ownedTexts(qname, one(e.qtype).answer)...)
 	}
-	return within(o.answer, all) && (len(o.answer) == 0) == slices.Equal(o.authority, []string{e.soa})
+	return containsAll(o.answer, all) && (len(o.answer) == 0) == slices.Equal(o.authority, []string{e.soa})
 }
 
 // subset tells which backends of a pool were answered with, from the answers of all types together: those of which every
@@ -606,7 +656,7 @@ func (e expectation) subset(qname string, answers map[uint16]observation) (ok bo
 	for _, one := range e.pool {
 		there := true
 		for qtype, o := range answers {
-			there = there && within(owned(qname, one(qtype).answer), o.answer)
+			there = there && containsAll(ownedTexts(qname, one(qtype).answer), o.answer)
 		}
 		if there {
 			members = append(members, one)
@@ -615,11 +665,11 @@ func (e expectation) subset(qname string, answers map[uint16]observation) (ok bo
 	seen := map[string]int{}
 	for qtype, o := range answers {
 		all := modelUnion(members, qtype)
-		if !slices.Equal(o.answer, owned(qname, all.answer)) || !slices.Equal(o.additional, tidy(all.additional)) {
+		if !slices.Equal(o.answer, ownedTexts(qname, all.answer)) || !slices.Equal(o.additional, sortedTexts(all.additional)) {
 			return false
 		}
 		for _, one := range members {
-			for _, text := range owned(qname, one(qtype).answer) {
+			for _, text := range ownedTexts(qname, one(qtype).answer) {
 				seen[text]++
 			}
 		}
@@ -627,7 +677,7 @@ func (e expectation) subset(qname string, answers map[uint16]observation) (ok bo
 	unshared := 0
 	for _, one := range members {
 		for qtype := range answers {
-			if slices.ContainsFunc(owned(qname, one(qtype).answer), func(text string) bool { return seen[text] == 1 }) {
+			if slices.ContainsFunc(ownedTexts(qname, one(qtype).answer), func(text string) bool { return seen[text] == 1 }) {
 				unshared++
 				break
 			}
@@ -636,22 +686,22 @@ func (e expectation) subset(qname string, answers map[uint16]observation) (ok bo
 	return unshared <= e.limit && e.limit <= len(members)
 }
 
-// owned gives records their owner.
-func owned(qname string, records []string) []string {
+// ownedTexts gives records their owner.
+func ownedTexts(qname string, records []string) []string {
 	var texts []string
 	for _, text := range records {
 		texts = append(texts, qname+" "+text)
 	}
-	return tidy(texts)
+	return sortedTexts(texts)
 }
 
-func tidy(texts []string) []string {
+func sortedTexts(texts []string) []string {
 	texts = slices.Clone(texts)
 	slices.Sort(texts)
 	return slices.Compact(texts)
 }
 
-func within(some, all []string) bool {
+func containsAll(some, all []string) bool {
 	return !slices.ContainsFunc(some, func(s string) bool { return !slices.Contains(all, s) })
 }
 
@@ -664,13 +714,13 @@ func (e expectation) String() string {
 	var text strings.Builder
 	fmt.Fprintln(&text, dns.RcodeToString[e.rcode])
 	for _, r := range e.replies {
-		fmt.Fprintf(&text, "\tanswer %q, additional %q\n", tidy(r.answer), tidy(r.additional))
+		fmt.Fprintf(&text, "\tanswer %q, additional %q\n", sortedTexts(r.answer), sortedTexts(r.additional))
 	}
 	if e.pool != nil {
 		fmt.Fprintf(&text, "\t%d of:\n", e.limit)
 		for _, one := range e.pool {
 			r := one(e.qtype)
-			fmt.Fprintf(&text, "\tanswer %q, additional %q\n", tidy(r.answer), tidy(r.additional))
+			fmt.Fprintf(&text, "\tanswer %q, additional %q\n", sortedTexts(r.answer), sortedTexts(r.additional))
 		}
 	}
 	return text.String()
@@ -682,6 +732,8 @@ type comparison struct {
 	asked, left atomic.Int64
 	differences atomic.Int64
 	start       time.Time
+	// What was expected, so that it shows if worlds and questions no longer go together.
+	found, nodata, nxdomain, chosen atomic.Int64
 }
 
 const enoughDifferences = 5
@@ -691,9 +743,24 @@ func newComparison(t testing.TB, sevenths int) *comparison {
 	c := &comparison{t: t, start: time.Now()}
 	c.left.Store(int64(*differentialQueries) * int64(sevenths) / 7)
 	t.Cleanup(func() {
-		t.Logf("%d questions, seed %d, %d differences, %v", c.asked.Load(), *differentialSeed, c.differences.Load(), time.Since(c.start).Round(time.Millisecond))
+		t.Logf("%d questions, seed %d, %d differences, %v; %d answers, %d of several, %d NODATA, %d NXDOMAIN", c.asked.Load(), *differentialSeed,
+			c.differences.Load(), time.Since(c.start).Round(time.Millisecond), c.found.Load(), c.chosen.Load(), c.nodata.Load(), c.nxdomain.Load())
 	})
 	return c
+}
+
+// count counts a question by what was expected.
+func (c *comparison) count(e expectation) {
+	switch {
+	case e.rcode == dns.RcodeNameError:
+		c.nxdomain.Add(1)
+	case e.pool != nil || len(e.replies) > 1:
+		c.chosen.Add(1)
+	case len(e.replies) == 1 && len(e.replies[0].answer) == 0:
+		c.nodata.Add(1)
+	default:
+		c.found.Add(1)
+	}
 }
 
 // next takes a question off those that are left.
@@ -710,18 +777,19 @@ func (c *comparison) done() bool {
 	return c.left.Load() <= 0 || c.differences.Load() >= enoughDifferences
 }
 
-// differ reports a difference: what is a world, or several.
-func (c *comparison) differ(l *lots, o testOptions, what fmt.Stringer, qname string, qtype uint16, want, got any, format string, args ...any) {
+// differ reports a difference, and the world that shows it.
+func (c *comparison) differ(l *lots, o testOptions, set fmt.Stringer, qname string, qtype uint16, want, got any, format string, args ...any) {
 	c.t.Helper()
 	if c.differences.Add(1) <= enoughDifferences {
 		c.t.Errorf("%s (seed %d, world %d)\n%s%s\nquestion: %s %s\nwant: %v\ngot: %v",
-			fmt.Sprintf(format, args...), l.seed, l.number, o, what, qname, dns.Type(qtype), want, got)
+			fmt.Sprintf(format, args...), l.seed, l.number, o, set, qname, dns.Type(qtype), want, got)
 	}
 }
 
 // TestDifferential asks about many small worlds, half of which change between the questions.
 func TestDifferential(t *testing.T) {
 	c := newComparison(t, 4)
+worlds: // of each, one difference is enough
 	for number := 0; !c.done(); number++ {
 		lots := newLots(t, number)
 		lots.settled = number%2 == 0
@@ -733,7 +801,9 @@ func TestDifferential(t *testing.T) {
 			m := options.model(set, l)
 			for range 25 {
 				qname, qtype := lots.question(set, options)
-				c.compare(lots, options, set, l, m, qname, qtype)
+				if !c.compare(lots, options, set, l, m, qname, qtype) {
+					continue worlds
+				}
 			}
 			if !lots.settled {
 				var apply func(*world)
@@ -744,38 +814,42 @@ func TestDifferential(t *testing.T) {
 	}
 }
 
-// compare asks one question.
-func (c *comparison) compare(lots *lots, options testOptions, set clusterset, l *Lighthouse, m *model, qname string, qtype uint16) {
+// compare asks one question. It tells whether to ask more.
+func (c *comparison) compare(lots *lots, options testOptions, set testClusterset, l *Lighthouse, m *model, qname string, qtype uint16) bool {
 	if !c.next() {
-		return
+		return false
 	}
-	want, got, what := difference(c.t, l, m, qname, qtype)
+	want, got, what := oneDifference(c.t, l, m, qname, qtype)
+	c.count(want)
 	if what == "" {
-		return
+		return true
 	}
-	// As small a world as shows it. If not even the whole one does, it takes the changes that led there.
-	if smaller, found := set.smallest(func(set clusterset) bool {
-		w := newWorld()
-		set.objects().into(w)
-		l := options.plugin(w)
-		_, _, what := difference(c.t, l, options.model(set, l), qname, qtype)
-		return what != ""
-	}); found {
+	if smaller, found := set.smallest(c.t, options, qname, qtype); found {
 		set = smaller
 		w := newWorld()
 		set.objects().into(w)
 		l := options.plugin(w)
-		want, got, what = difference(c.t, l, options.model(set, l), qname, qtype)
+		want, got, what = oneDifference(c.t, l, options.model(set, l), qname, qtype)
 	} else {
+		set = set.about(qname)
 		what += ", after changes alone"
 	}
 	c.differ(lots, options, set, qname, qtype, want, got, "%s", what)
+	return false
 }
 
-// smallest takes away objects as long as something shows in what is left.
-func (c clusterset) smallest(shows func(clusterset) bool) (clusterset, bool) {
+// smallest takes away objects as long as there is a difference in what is left. There may be none even with all of them: if it
+// took the changes that led there, or a server.
+func (c testClusterset) smallest(t testing.TB, options testOptions, qname string, qtype uint16) (testClusterset, bool) {
+	shows := func(c testClusterset) bool {
+		w := newWorld()
+		c.objects().into(w)
+		l := options.plugin(w)
+		_, _, what := oneDifference(t, l, options.model(c, l), qname, qtype)
+		return what != ""
+	}
 	if !shows(c) {
-		return nil, false
+		return c, false
 	}
 	for i := 0; i < len(c); {
 		if less := slices.Delete(slices.Clone(c), i, i+1); shows(less) {
@@ -787,12 +861,12 @@ func (c clusterset) smallest(shows func(clusterset) bool) (clusterset, bool) {
 	return c, true
 }
 
-// difference asks the plugin and the model; what they differ in is "" where they do not. Where the model does not know which
+// oneDifference asks the plugin and the model; what they differ in is "" where they do not. Where the model does not know which
 // backends are in the answer, it asks for all types, twice.
-func difference(t testing.TB, l *Lighthouse, m *model, qname string, qtype uint16) (want expectation, got observation, what string) {
+func oneDifference(t testing.TB, l *Lighthouse, m *model, qname string, qtype uint16) (want expectation, got observation, what string) {
 	t.Helper()
 	want = m.ask(qname, qtype)
-	got = observe(ask(t, l, qname, qtype))
+	got = observed(ask(t, l, qname, qtype))
 	if !want.allows(qname, got) {
 		return want, got, "another answer"
 	}
@@ -801,10 +875,10 @@ func difference(t testing.TB, l *Lighthouse, m *model, qname string, qtype uint1
 	}
 	answers := map[uint16]observation{}
 	for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeSRV} {
-		got = observe(ask(t, l, qname, qtype))
+		got = observed(ask(t, l, qname, qtype))
 		answers[qtype] = got
 		want.qtype = qtype
-		if again := observe(ask(t, l, qname, qtype)); again.String() != got.String() {
+		if again := observed(ask(t, l, qname, qtype)); again.String() != got.String() {
 			return want, again, "another subset of backends the second time, the first was " + got.String()
 		}
 	}
@@ -816,13 +890,13 @@ func difference(t testing.TB, l *Lighthouse, m *model, qname string, qtype uint1
 
 // differentialServer is CoreDNS's own server, on both transports, with the plugin in it.
 type differentialServer struct {
-	udp *net.UDPConn
-	tcp *dns.Conn
+	udp, tcp string
+	stop     func()
 }
 
-// serve starts a server. With recorded, a plugin in front needs the message of each reply, as prometheus does; without, the
-// plugin's writer is the server's own.
-func serve(t testing.TB, l *Lighthouse, recorded bool) (s differentialServer, stop func()) {
+// serveDifferential starts a server. With recorded, a plugin in front needs the message of each reply, as prometheus does;
+// without, the plugin's writer is the server's own.
+func serveDifferential(t testing.TB, l *Lighthouse, recorded bool) differentialServer {
 	t.Helper()
 	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -837,7 +911,7 @@ func serve(t testing.TB, l *Lighthouse, recorded bool) (s differentialServer, st
 		config := &dnsserver.Config{Zone: zone, Transport: "dns", ListenHosts: []string{"127.0.0.1"}, Port: "0"}
 		config.AddPlugin(func(plugin.Handler) plugin.Handler {
 			if recorded {
-				return recorder{l}
+				return recordedPlugin{l}
 			}
 			return l
 		})
@@ -858,47 +932,86 @@ func serve(t testing.TB, l *Lighthouse, recorded bool) (s differentialServer, st
 			t.Errorf("TCP: %v", err)
 		}
 	})
-	s.udp, err = net.DialUDP("udp", nil, packets.LocalAddr().(*net.UDPAddr))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s.tcp, err = dns.Dial("tcp", listener.Addr().String()); err != nil {
-		t.Fatal(err)
-	}
-	return s, func() {
-		s.udp.Close()
-		s.tcp.Close()
+	return differentialServer{packets.LocalAddr().String(), listener.Addr().String(), func() {
 		if err := server.Stop(); err != nil {
 			t.Errorf("server: %v", err)
 		}
 		wg.Wait()
-	}
+	}}
 }
 
-type recorder struct{ next plugin.Handler }
+type recordedPlugin struct{ next plugin.Handler }
 
-func (r recorder) Name() string { return "recorder" }
+func (r recordedPlugin) Name() string { return "recorded" }
 
-func (r recorder) ServeDNS(ctx context.Context, w dns.ResponseWriter, m *dns.Msg) (int, error) {
+func (r recordedPlugin) ServeDNS(ctx context.Context, w dns.ResponseWriter, m *dns.Msg) (int, error) {
 	return r.next.ServeDNS(ctx, dnstest.NewRecorder(w), m)
 }
 
-// exchange sends a query and gives the reply as it came.
-func (s differentialServer) exchange(network string, query []byte) ([]byte, error) {
-	deadline := time.Now().Add(10 * time.Second)
-	var conn net.Conn = s.udp
-	if network == "tcp" {
-		conn = s.tcp
+// differentialClient has one connection of each transport.
+type differentialClient struct{ udp, tcp *dns.Conn }
+
+func (s differentialServer) dial(t testing.TB) differentialClient {
+	t.Helper()
+	udp, err := dns.Dial("udp", s.udp)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if err := conn.SetDeadline(deadline); err != nil {
-		return nil, err
+	tcp, err := dns.Dial("tcp", s.tcp)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := conn.Write(query); err != nil {
-		return nil, err
+	return differentialClient{udp, tcp}
+}
+
+func (c differentialClient) close() {
+	c.udp.Close()
+	c.tcp.Close()
+}
+
+// exchange sends a query and gives the reply, and what is wrong with it whatever it says.
+func (c differentialClient) exchange(network string, query *dns.Msg) (*dns.Msg, error) {
+	conn, size := c.tcp, dns.MaxMsgSize
+	if network == "udp" {
+		conn, size = c.udp, querySize(query)
 	}
-	wire := make([]byte, dns.MaxMsgSize)
-	n, err := conn.Read(wire)
-	return wire[:n], err
+	conn.UDPSize = dns.MaxMsgSize // of the buffer that it reads into
+	reply := new(dns.Msg)
+	wire, err := query.Pack()
+	if err == nil {
+		err = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	}
+	if err == nil {
+		_, err = conn.Write(wire)
+	}
+	if err == nil {
+		wire, err = conn.ReadMsgHeader(nil)
+	}
+	if err == nil {
+		err = reply.Unpack(wire)
+	}
+	switch {
+	case err != nil:
+		return reply, err
+	case len(wire) > size:
+		return reply, fmt.Errorf("%d bytes, more than %d", len(wire), size)
+	case network == "tcp" && reply.Truncated:
+		return reply, errors.New("truncated")
+	}
+	switch asked, got := query.IsEdns0(), reply.IsEdns0(); {
+	case !reply.Response, reply.Id != query.Id, reply.Opcode != query.Opcode, reply.RecursionDesired != query.RecursionDesired,
+		reply.CheckingDisabled != query.CheckingDisabled:
+		return reply, errors.New("not a reply to this query")
+	case reply.RecursionAvailable, reply.AuthenticatedData, reply.Zero:
+		return reply, errors.New("flags of others")
+	case len(reply.Question) != 1 || reply.Question[0] != query.Question[0]:
+		return reply, errors.New("another question")
+	case (asked == nil) != (got == nil):
+		return reply, errors.New("EDNS on one side alone")
+	case asked != nil && (got.Do() != asked.Do() || got.UDPSize() != asked.UDPSize() || got.Version() != 0 || got.Hdr.Name != "." || len(got.Option) > 0):
+		return reply, fmt.Errorf("OPT record: %v", got)
+	}
+	return reply, nil
 }
 
 // query has what clients put around a question.
@@ -908,129 +1021,119 @@ func (l *lots) query(qname string, qtype uint16) *dns.Msg {
 	m.Id = uint16(l.Uint32())
 	m.RecursionDesired, m.CheckingDisabled, m.AuthenticatedData = l.chance(50), l.chance(20), l.chance(20)
 	if l.chance(75) {
-		m.SetEdns0(pick(l, uint16(0), 512, 1232, 1232, 4096, 65535), l.chance(30))
+		m.SetEdns0(pickOne(l, uint16(0), 512, 1232, 1232, 4096, 65535), l.chance(30))
 		if l.chance(10) {
-			m.IsEdns0().Option = []dns.EDNS0{pick[dns.EDNS0](l, &dns.EDNS0_NSID{Code: dns.EDNS0NSID}, &dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "24a5ac1223344556"})}
+			m.IsEdns0().Option = []dns.EDNS0{pickOne[dns.EDNS0](l, &dns.EDNS0_NSID{Code: dns.EDNS0NSID}, &dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "24a5ac1223344556"})}
 		}
 	}
 	return m
 }
 
-// flaws of a reply, whatever it says.
-func flaws(query, reply *dns.Msg) error {
-	switch asked, got := query.IsEdns0(), reply.IsEdns0(); {
-	case !reply.Response, reply.Id != query.Id, reply.Opcode != query.Opcode, reply.RecursionDesired != query.RecursionDesired,
-		reply.CheckingDisabled != query.CheckingDisabled:
-		return errors.New("not a reply to this query")
-	case reply.RecursionAvailable, reply.AuthenticatedData, reply.Zero:
-		return errors.New("flags of others")
-	case len(reply.Question) != 1 || reply.Question[0] != query.Question[0]:
-		return errors.New("another question")
-	case (asked == nil) != (got == nil):
-		return errors.New("EDNS on one side alone")
-	case asked != nil && (got.Do() != asked.Do() || got.UDPSize() != asked.UDPSize() || got.Version() != 0 || got.Hdr.Name != "." || len(got.Option) > 0):
-		return fmt.Errorf("OPT record: %v", got)
+// querySize is how much of a reply over UDP the query leaves room for.
+func querySize(query *dns.Msg) int {
+	if opt := query.IsEdns0(); opt != nil {
+		return max(dns.MinMsgSize, int(opt.UDPSize()))
 	}
-	return nil
+	return dns.MinMsgSize
 }
 
 // TestDifferentialOnTheWire goes through CoreDNS's own server, over UDP and TCP, with the plugin alone in its chain and with
-// one in front.
+// one in front, several queries at a time.
 func TestDifferentialOnTheWire(t *testing.T) {
 	c := newComparison(t, 1)
-	truncated := 0
+	var truncated atomic.Int64
 	for number := 0; !c.done(); number++ {
-		lots := newLots(t, 1_000_000+number)
-		lots.settled, lots.crowded = true, number%3 == 0
-		options, set := lots.options(), lots.clusterset()
+		maker := newLots(t, 1_000_000+number)
+		maker.settled, maker.crowded = true, number%3 == 0
+		options, set := maker.options(), maker.clusterset()
 		options.maxAnswers = defaultMaxAnswers
 		w := newWorld()
 		set.objects().into(w)
 		l := options.plugin(w)
 		m := options.model(set, l)
-		server, stop := serve(t, l, number%2 == 0)
-		for range 100 {
-			qname, qtype := lots.question(set, options)
-			if lots.crowded && lots.chance(10) {
-				qname = "crowd.shop.svc." + options.zones[0]
-			}
-			query := lots.query(qname, qtype)
-			wire, err := query.Pack()
-			if err != nil {
-				t.Fatal(err)
-			}
-			want := m.ask(qname, qtype)
-			whole := new(dns.Msg)
-			for _, network := range []string{"tcp", "udp"} {
-				if !c.next() {
-					break
-				}
-				size := dns.MaxMsgSize
-				if network == "udp" {
-					size = dns.MinMsgSize
-					if opt := query.IsEdns0(); opt != nil {
-						size = max(size, int(opt.UDPSize()))
+		server := serveDifferential(t, l, number%2 == 0)
+		var askers sync.WaitGroup
+		for asker := range 2 {
+			client := server.dial(t)
+			lots := newLots(t, 5_000_000+2*number+asker)
+			lots.clusters = maker.clusters
+			askers.Go(func() {
+				defer client.close()
+				for range 50 {
+					qname, qtype := lots.question(set, options)
+					if maker.crowded && lots.chance(10) {
+						qname = "crowd.shop.svc." + options.zones[0]
+					}
+					query := lots.query(qname, qtype)
+					want := m.ask(qname, qtype)
+					var whole *dns.Msg
+					for _, network := range []string{"tcp", "udp"} {
+						if !c.next() {
+							return
+						}
+						c.count(want)
+						reply, err := client.exchange(network, query)
+						got := observed(reply, reply.Rcode)
+						if err == nil && !want.allows(qname, got) {
+							err = errors.New("another answer")
+						}
+						if network == "tcp" {
+							whole = reply
+						} else if reply.Truncated {
+							truncated.Add(1)
+							whole.Compress = true
+							if size := querySize(query); err == nil && len(want.replies) == 1 && whole.Len() <= size {
+								err = fmt.Errorf("truncated although all of it is %d bytes of %d", whole.Len(), size)
+							}
+						}
+						if err != nil {
+							smaller, found := set.smallest(t, options, qname, qtype)
+							if !found {
+								smaller = set.about(qname)
+							}
+							c.differ(maker, options, smaller, qname, qtype, want, got, "%s, plugin in front %v: %v\nquery: %v", network, number%2 == 0, err, query)
+							return
+						}
 					}
 				}
-				packed, err := server.exchange(network, wire)
-				if err != nil {
-					t.Fatalf("%s: %v\n%s%v\nquestion: %v", network, err, options, set, query)
-				}
-				reply := new(dns.Msg)
-				err = reply.Unpack(packed)
-				switch {
-				case err != nil:
-				case len(packed) > size:
-					err = fmt.Errorf("%d bytes, more than %d", len(packed), size)
-				case network == "tcp" && reply.Truncated:
-					err = errors.New("truncated")
-				default:
-					err = flaws(query, reply)
-				}
-				got := observe(reply, reply.Rcode)
-				if err == nil && !want.allows(qname, got) {
-					err = errors.New("another answer")
-				}
-				if network == "tcp" {
-					whole = reply
-				} else if reply.Truncated {
-					truncated++
-					whole.Compress = true
-					if err == nil && len(want.replies) == 1 && whole.Len() <= size {
-						err = fmt.Errorf("truncated although all of it is %d bytes of %d", whole.Len(), size)
-					}
-				}
-				if err != nil {
-					c.differ(lots, options, set, qname, qtype, want, got, "%s, plugin in front %v: %v\nquery: %v", network, number%2 == 0, err, query)
-				}
-			}
+			})
 		}
-		stop()
+		askers.Wait()
+		server.stop()
 	}
-	if truncated == 0 {
+	if truncated.Load() == 0 {
 		t.Error("no reply was truncated: this test does not test that")
 	}
-	t.Logf("%d truncated", truncated)
+	t.Logf("%d truncated", truncated.Load())
 }
 
-// history is the states that a world went through. Of those before the last that was applied, none can show any more.
-type history struct {
+// worldHistory is the states that a world went through. Of those before the last that was applied, none can show any more.
+type worldHistory struct {
 	mu      sync.Mutex
-	states  []clusterset
+	states  []testClusterset
 	settled atomic.Int64 // the last state that was wholly applied
 	begun   atomic.Int64 // the last state that may show
 }
 
-func (h *history) String() string { return h.at(h.settled.Load()).String() }
-
-func (h *history) at(i int64) clusterset {
+func (h *worldHistory) at(i int64) testClusterset {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.states[i]
 }
 
+// testClustersets are states of a world, one after another.
+type testClustersets []testClusterset
+
+func (list testClustersets) String() string {
+	var text strings.Builder
+	for i, c := range list {
+		fmt.Fprintf(&text, "# state %d\n%s", i, c)
+	}
+	return text.String()
+}
+
 // apply adds a state before a change of the world may show it.
-func (h *history) apply(c clusterset, change func()) {
+func (h *worldHistory) apply(c testClusterset, change func()) {
 	h.mu.Lock()
 	h.states = append(h.states, c)
 	h.mu.Unlock()
@@ -1051,34 +1154,47 @@ func TestDifferentialDuringChanges(t *testing.T) {
 		w := newWorld()
 		first.objects().into(w)
 		l := options.plugin(w)
-		h := &history{states: []clusterset{first}}
+		h := &worldHistory{states: []testClusterset{first}}
 
 		var askers, changer sync.WaitGroup
 		asked := make(chan struct{}, 1) // one change a question
 		left := atomic.Int64{}
 		left.Store(600)
+		server := serveDifferential(t, l, false)
 		for asker := range 2 {
 			lots := newLots(t, 3_000_000+2*number+asker)
 			lots.clusters = maker.clusters
+			query := func(qname string, qtype uint16) (observation, error) { return observed(ask(t, l, qname, qtype)), nil }
+			if asker == 1 { // the plugin may have another way to write to the server
+				client := server.dial(t)
+				defer client.close()
+				query = func(qname string, qtype uint16) (observation, error) {
+					reply, err := client.exchange("tcp", lots.query(qname, qtype))
+					return observed(reply, reply.Rcode), err
+				}
+			}
 			askers.Go(func() {
 				for left.Add(-1) >= 0 && c.next() {
 					qname, qtype := lots.question(h.at(h.settled.Load()), options)
 					from := h.settled.Load()
-					got := observe(ask(t, l, qname, qtype))
+					got, err := query(qname, qtype)
 					to := h.begun.Load()
 					if from < to {
 						overlaps.Add(1)
 					}
 					asked <- struct{}{}
-					var want []fmt.Stringer
+					var during testClustersets
+					var want []expectation
 					right := false
 					for i := from; i <= to && !right; i++ {
 						e := options.model(h.at(i), l).ask(qname, qtype)
-						right = e.allows(qname, got)
-						want = append(want, e)
+						right = err == nil && e.allows(qname, got)
+						during, want = append(during, h.at(i).about(qname)), append(want, e)
 					}
+					c.count(want[len(want)-1])
 					if !right {
-						c.differ(maker, options, h.at(to), qname, qtype, want, got, "not right by any of %d states", to-from+1)
+						c.differ(maker, options, during, qname, qtype, want, got, "not right by any of %d states, error %v", to-from+1, err)
+						return
 					}
 				}
 			})
@@ -1095,6 +1211,7 @@ func TestDifferentialDuringChanges(t *testing.T) {
 		askers.Wait()
 		close(asked)
 		changer.Wait()
+		server.stop()
 	}
 	t.Logf("%d changes, %d questions during one", changes, overlaps.Load())
 }
@@ -1120,7 +1237,7 @@ func TestDifferentialTurns(t *testing.T) {
 		// The types take turns of their own: here they come mixed.
 		turns := map[uint16][]string{}
 		for range 4 * round {
-			qtype := pick(lots, dns.TypeA, dns.TypeAAAA, dns.TypeSRV)
+			qtype := pickOne(lots, dns.TypeA, dns.TypeAAAA, dns.TypeSRV)
 			m, _ := ask(t, l, "web.shop.svc."+testZone, qtype)
 			if len(m.Answer) != 1 {
 				t.Fatalf("%d answers\n%s", len(m.Answer), text)
