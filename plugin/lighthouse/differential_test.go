@@ -263,15 +263,21 @@ func (l *lots) service(c testClusterset) string {
 }
 
 func (l *lots) serviceImport(c testClusterset) testObject {
-	key := l.service(c)
-	if list := c.of("slice"); len(list) > 0 && l.chance(70) { // one with backends
-		s := pickOne(l, list...).parsed.slices[0]
+	key, kind := l.service(c), pickOne(l, " ClusterSetIP", " Headless")
+	if list := c.of("slice"); len(list) > 0 && l.chance(80) { // one that has slices, mostly of its kind
+		o := pickOne(l, list...)
+		s := o.parsed.slices[0]
 		key = s.Namespace + "/" + cmp.Or(s.Labels[v1alpha1.LabelServiceName], "web")
+		if l.chance(90) && strings.HasPrefix(o.line, "slice") {
+			kind = " Headless"
+		} else if l.chance(90) {
+			kind = " ClusterSetIP"
+		}
 	}
 	if l.chance(2) {
 		key = "shop/a.b" // a name that the API allows, and that no service can have
 	}
-	line := "import " + key + pickOne(l, " ClusterSetIP", " Headless")
+	line := "import " + key + kind
 	if l.chance(50) {
 		line += " ips=" + l.addresses(1+l.IntN(3), 25)
 	}
@@ -459,7 +465,7 @@ func (l *lots) question(c testClusterset, o testOptions) (string, uint16) {
 	qtype := pickOne(l, dns.TypeA, dns.TypeA, dns.TypeA, dns.TypeAAAA, dns.TypeAAAA, dns.TypeSRV, dns.TypeSRV, dns.TypeSRV,
 		pickOne(l, dns.TypeTXT, dns.TypeANY, dns.TypeMX, dns.TypeSOA, dns.TypeNS, dns.TypeHTTPS, dns.TypeCNAME, dns.TypePTR, 65280))
 	for {
-		name := l.name(c)
+		name := l.name(c, o.only)
 		if strings.HasPrefix(name, "_") && l.chance(60) {
 			qtype = dns.TypeSRV
 		}
@@ -470,12 +476,20 @@ func (l *lots) question(c testClusterset, o testOptions) (string, uint16) {
 }
 
 // name relative to the zone, with a dot at its end unless it is the zone's own.
-func (l *lots) name(c testClusterset) string {
+func (l *lots) name(c testClusterset, only []string) string {
 	if l.chance(8) {
 		return pickOne(l, "", "svc.", "dns-version.", "ns.dns.", "dns.", "x.dns-version.", "a.ns.dns.", "pod.", "web.shop.pod.", "clusterset.local.", "svc.svc.")
 	}
 	service := l.service(c)
-	if imports := c.of("import"); len(imports) > 0 && l.chance(95) {
+	imports := c.of("import")
+	if l.chance(92) { // those that are served
+		imports = slices.DeleteFunc(imports, func(o testObject) bool {
+			namespace := o.parsed.imports[0].Namespace
+			return only != nil && !slices.Contains(only, namespace) ||
+				!slices.ContainsFunc(c, func(o testObject) bool { return o.kind == "namespace" && o.key == namespace })
+		})
+	}
+	if len(imports) > 0 && l.chance(96) {
 		service = pickOne(l, imports...).key
 	}
 	namespace, name, _ := strings.Cut(service, "/")

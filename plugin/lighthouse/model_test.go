@@ -20,6 +20,17 @@ import (
 // objects, writes down every name of the asked service with its records, and looks the asked name up. It shares nothing with
 // the plugin, so that a rule misread here and there differs. It knows settled states alone: nothing of suspicion, of the time
 // before the first sync, or of whose turn it is.
+//
+// Where the rules leave something open, it takes this:
+//   - A hostname that is no DNS label counts as none, and a source cluster that is not made of DNS labels as a missing label.
+//   - An IPv4 address in IPv6's clothes (::ffff:10.0.0.1) is the IPv4 address. Addresses count as the same, and name their
+//     backends, in their canonical form.
+//   - Of a backend that several slices have, the addresses and ports are those of all in which it is ready.
+//   - A cluster-address slice gives its cluster a name and ports even without an address that can be answered.
+//   - In a DNS-balanced service, a named port exists if the import or any cluster-address slice has it; a cluster that is
+//     chosen for a question about all ports, and has none, gives NODATA.
+//   - The known cluster IDs, which a name is matched against first, are those of the service.
+//   - max_answers counts for each name: a named port has a subset of its own.
 
 // model is a clusterset and the options of the stanza that serves it.
 type model struct {
