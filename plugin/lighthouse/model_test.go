@@ -90,11 +90,11 @@ func (m *model) ask(qname string, qtype uint16) expectation {
 		case n.hidden:
 			return nxdomain
 		case n.pool != nil:
-			if pool := n.pool(); len(pool) > m.maxAnswers {
+			pool := n.pool()
+			if len(pool) > m.maxAnswers {
 				return expectation{qtype: qtype, soa: soa, pool: pool, limit: m.maxAnswers}
-			} else {
-				return expectation{qtype: qtype, soa: soa, replies: []modelReply{modelUnion(pool, qtype)}}
 			}
+			return expectation{qtype: qtype, soa: soa, replies: []modelReply{modelUnion(pool, qtype)}}
 		case n.choices != nil:
 			if choices := n.choices(qtype); len(choices) > 0 {
 				return expectation{qtype: qtype, soa: soa, replies: choices}
@@ -118,14 +118,24 @@ func (m *model) nodes(zone, asked string) map[string]modelNode {
 		server = append(server, addr.Unmap())
 	}
 	ns := modelUnder("ns.dns", zone)
-	apex := map[uint16]modelReply{
-		dns.TypeSOA: {answer: []string{fmt.Sprintf("%d SOA %s %d", m.ttl, ns, m.ttl)}},
-		dns.TypeNS:  {answer: []string{fmt.Sprintf("%d NS %s", m.ttl, ns)}, additional: m.glue(ns, server)},
+	apex := func(qtype uint16) (r modelReply) {
+		switch qtype {
+		case dns.TypeSOA:
+			r.answer = []string{fmt.Sprintf("%d SOA %s %d", m.ttl, ns, m.ttl)}
+		case dns.TypeNS:
+			r = modelReply{[]string{fmt.Sprintf("%d NS %s", m.ttl, ns)}, m.glue(ns, server)}
+		}
+		return r
 	}
-	version := map[uint16]modelReply{dns.TypeTXT: {answer: []string{`28800 TXT "1.0.0"`}}}
+	version := func(qtype uint16) (r modelReply) {
+		if qtype == dns.TypeTXT {
+			r.answer = []string{`28800 TXT "1.0.0"`}
+		}
+		return r
+	}
 	nodes := map[string]modelNode{
-		"":            modelOf(func(qtype uint16) modelReply { return apex[qtype] }),
-		"dns-version": modelOf(func(qtype uint16) modelReply { return version[qtype] }),
+		"":            modelOf(apex),
+		"dns-version": modelOf(version),
 		"ns.dns":      modelOf(m.addresses(server)),
 		"svc":         {},
 	}
@@ -206,7 +216,10 @@ func (m *model) service(nodes map[string]modelNode, zone, base string, i *mcsv1b
 	if !m.clusterNames {
 		return
 	}
-	for _, p := range clusters { // as a whole first: it may be the name of a backend of another cluster
+	for at, p := range clusters { // as a whole first: it may be the name of a backend of another cluster
+		if slices.ContainsFunc(clusters[:at], func(other modelParty) bool { return other.cluster == p.cluster }) {
+			continue
+		}
 		of := slices.DeleteFunc(slices.Clone(clusters), func(other modelParty) bool { return other.cluster != p.cluster })
 		addParties(p.cluster+"."+base, of, ownName)
 	}
@@ -292,7 +305,11 @@ func modelImportPorts(i *mcsv1beta1.ServiceImport) (ports []modelPort) {
 
 func modelAllPorts(list []modelParty) (ports []modelPort) {
 	for _, p := range list {
-		ports = append(ports, p.ports...)
+		for _, port := range p.ports {
+			if !slices.Contains(ports, port) {
+				ports = append(ports, port)
+			}
+		}
 	}
 	return ports
 }
