@@ -46,6 +46,9 @@ type bench struct {
 	report     *report.Report
 	// knee holds queries a second over the wire, of ClusterSetIP names, by peer.
 	knee map[string]report.Sample
+	// disturbed counts the measurements that others on this machine disturbed; patience is left for measuring them again.
+	disturbed int
+	patience  time.Duration
 }
 
 // part is what -only chooses.
@@ -120,7 +123,7 @@ func run(ctx context.Context, only []string, rounds int, slice time.Duration) er
 	if rounds < 1 || slice < time.Second {
 		return errors.New("at least one round, of at least a second")
 	}
-	b := &bench{ctx: ctx, rounds: rounds, slice: slice, world: small(), knee: map[string]report.Sample{}}
+	b := &bench{ctx: ctx, rounds: rounds, slice: slice, world: small(), knee: map[string]report.Sample{}, patience: 2 * time.Minute}
 	var chosen []part
 	var rows []report.Row
 	for _, p := range parts {
@@ -148,6 +151,9 @@ func run(ctx context.Context, only []string, rounds int, slice time.Duration) er
 	}
 	fmt.Println()
 	b.report.Print(os.Stdout)
+	if b.disturbed > 0 {
+		fmt.Printf("others on this machine disturbed %d measurements; they were made again for as long as the patience of two minutes lasted\n", b.disturbed)
+	}
 	path, err := b.report.Write(filepath.Join(b.dist, "bench"))
 	if err != nil {
 		return err

@@ -24,6 +24,8 @@ type queryCase struct {
 	draw func(w *world, zone string) []question
 	// edns says whether queries over the wire advertise a buffer size: what gets large is asked for by resolvers that do.
 	edns bool
+	// rcode that is right.
+	rcode int
 }
 
 // drawn is the number of random questions of a case.
@@ -34,7 +36,7 @@ var queryCases = []queryCase{
 	{name: "clusterip-a", draw: drawA(func(w *world) []*service { return w.clusterIP })},
 	{name: "headless25-a", edns: true, draw: drawA(func(w *world) []*service { return w.headless25 })},
 	{name: "headless100-a", edns: true, draw: drawA(func(w *world) []*service { return w.headless100 })},
-	{name: "nxdomain", draw: draw(func(w *world) []*service { return w.clusterIP }, func(s *service, zone string) question {
+	{name: "nxdomain", rcode: dns.RcodeNameError, draw: draw(func(w *world) []*service { return w.clusterIP }, func(s *service, zone string) question {
 		return question{name: "no-" + s.fqdn(zone), qtype: dns.TypeA, rcode: dns.RcodeNameError}
 	})},
 	{name: "srv", draw: draw(func(w *world) []*service { return w.clusterIP }, func(s *service, zone string) question {
