@@ -198,7 +198,7 @@ func (s *server) cpu() (time.Duration, error) {
 }
 
 // undisturbed measures a server that is alone on its processor. Where others of this machine took more than a little of it, the
-// measurement is made again, as long as the run's patience lasts.
+// measurement is made again, as long as the part's patience lasts.
 func (b *bench) undisturbed(s *server, measure func() error) error {
 	const little = 0.03
 	for {
