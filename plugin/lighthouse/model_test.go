@@ -319,8 +319,8 @@ func modelAllPorts(list []modelParty) (ports []modelPort) {
 func (m *model) parties(i *mcsv1beta1.ServiceImport, clusterAddress, onlyReady bool) (list []modelParty) {
 	for _, s := range m.slices {
 		cluster := strings.ToLower(s.Labels[v1alpha1.LabelSourceCluster])
-		if s.Namespace != i.Namespace || s.Labels[v1alpha1.LabelServiceName] != i.Name || !modelIsClusterID(cluster) ||
-			s.AddressType == discoveryv1.AddressTypeFQDN || (s.Labels[v1alpha1.LabelClusterAddress] == "true") != clusterAddress {
+		if s.Namespace != i.Namespace || s.Labels[v1alpha1.LabelServiceName] != i.Name || s.AddressType == discoveryv1.AddressTypeFQDN ||
+			(s.Labels[v1alpha1.LabelClusterAddress] == "true") != clusterAddress || !modelIsClusterID(cluster) {
 			continue
 		}
 		named := func(name string) *modelParty {
