@@ -3,6 +3,7 @@ package lighthouse
 import (
 	"context"
 	"fmt"
+	"math"
 	"net"
 	"runtime"
 	"slices"
@@ -203,6 +204,9 @@ func (c *memoryConn) SetDeadline(time.Time) error      { return nil }
 func (c *memoryConn) SetReadDeadline(time.Time) error  { return nil }
 func (c *memoryConn) SetWriteDeadline(time.Time) error { return nil }
 
+// fuzzedSize is the longest packet that the fuzzed server takes.
+const fuzzedSize = 4096
+
 // FuzzPackets: the whole way from a packet to a packet, through the server's own code, with bytes written straight from the
 // zone where it may be. The reply can be read, is no longer than the client said, and says what the message would have said;
 // and no packet makes us allocate more than in proportion to its size.
@@ -210,7 +214,7 @@ func FuzzPackets(f *testing.F) {
 	l := fuzzed(f)
 	addQueries(f)
 	conn := &memoryConn{in: make(chan []byte), out: make(chan []byte, 1)}
-	server := &dns.Server{PacketConn: conn, UDPSize: dns.MaxMsgSize, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
+	server := &dns.Server{PacketConn: conn, UDPSize: fuzzedSize, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
 		rcode, _ := l.ServeDNS(context.Background(), request.NewScrubWriter(r, w), r)
 		if !plugin.ClientWrite(rcode) {
 			w.WriteMsg(new(dns.Msg).SetRcode(r, rcode))
@@ -219,16 +223,24 @@ func FuzzPackets(f *testing.F) {
 	go server.ActivateAndServe()
 	f.Fuzz(func(t *testing.T, wire []byte) {
 		query := new(dns.Msg)
-		if query.Unpack(wire) != nil || len(query.Question) != 1 || query.Response || query.Question[0].Qclass != dns.ClassINET {
+		if query.Unpack(wire) != nil || len(query.Question) != 1 || query.Response || query.Question[0].Qclass != dns.ClassINET || len(wire) > fuzzedSize {
 			t.Skip() // the server's business
 		}
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		conn.in <- wire
-		reply := <-conn.out
-		runtime.ReadMemStats(&after)
-		if n := after.TotalAlloc - before.TotalAlloc; n > uint64(64<<10+256*len(wire)) {
-			t.Errorf("%d bytes allocated for a packet of %d", n, len(wire))
+		// The least of some tries: what else goes on in the process, and buffers that the garbage collector has taken from
+		// their pools, count now and then.
+		var reply []byte
+		least := uint64(math.MaxUint64)
+		bound := uint64(16<<10 + 128*len(wire))
+		for try := 0; try < 10 && least > bound; try++ {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			conn.in <- wire
+			reply = <-conn.out
+			runtime.ReadMemStats(&after)
+			least = min(least, after.TotalAlloc-before.TotalAlloc)
+		}
+		if least > bound {
+			t.Errorf("%d bytes allocated for a packet of %d", least, len(wire))
 		}
 		got := new(dns.Msg)
 		if err := got.Unpack(reply); err != nil {

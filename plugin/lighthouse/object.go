@@ -22,26 +22,23 @@ import (
 // The objects as they are kept: what DNS needs of them and no more. They are made as objects arrive, so that the lists of
 // large clusters never stand in memory whole.
 
-// slim is what every kept object bears, for the reflector to tell objects apart.
+// slim is what every kept object bears, for the reflector to tell objects apart: while a list streams in, it goes by their
+// names. Versions it reads from the objects as they come.
 type slim struct {
 	object.Empty
 	objectKey
-	uid             types.UID
-	resourceVersion string
 }
 
-func slimOf(o metav1.Object) slim {
-	return slim{objectKey: objectKey{o.GetNamespace(), o.GetName()}, uid: o.GetUID(), resourceVersion: o.GetResourceVersion()}
-}
+func slimOf(o metav1.Object) slim { return slim{objectKey: objectKey{o.GetNamespace(), o.GetName()}} }
 
-func (s *slim) GetNamespace() string              { return s.namespace }
-func (s *slim) SetNamespace(namespace string)     { s.namespace = namespace }
-func (s *slim) GetName() string                   { return s.name }
-func (s *slim) SetName(name string)               { s.name = name }
-func (s *slim) GetUID() types.UID                 { return s.uid }
-func (s *slim) SetUID(uid types.UID)              { s.uid = uid }
-func (s *slim) GetResourceVersion() string        { return s.resourceVersion }
-func (s *slim) SetResourceVersion(version string) { s.resourceVersion = version }
+func (s *slim) GetNamespace() string          { return s.namespace }
+func (s *slim) SetNamespace(namespace string) { s.namespace = namespace }
+func (s *slim) GetName() string               { return s.name }
+func (s *slim) SetName(name string)           { s.name = name }
+func (s *slim) GetUID() types.UID             { return "" }
+func (s *slim) SetUID(types.UID)              {}
+func (s *slim) GetResourceVersion() string    { return "" }
+func (s *slim) SetResourceVersion(string)     {}
 
 // importObject is a ServiceImport.
 type importObject struct {

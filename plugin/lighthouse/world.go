@@ -357,7 +357,9 @@ func (w *world) rebuild(next *zone, key string) bool {
 		if s.equal(old) {
 			return false
 		}
-		s.turns = old.turns
+		if s.turns != nil && old.turns != nil {
+			s.turns = old.turns
+		}
 		w.held.add(old, -1)
 	}
 	w.held.add(s, 1)
@@ -368,12 +370,12 @@ func (w *world) rebuild(next *zone, key string) bool {
 // build makes the record of a service from its import and its slices, which are sorted by cluster. It costs a step for each
 // slice, whatever the number of backends in it: a slice is made ready for serving when it arrives.
 func (w *world) build(o *importObject, all []*sliceObject) *service {
-	s := &service{kind: kindIP, addresses: o.addresses, ports: o.ports, selected: o.selected, turns: new(turns)}
+	s := &service{kind: kindIP, addresses: o.addresses, ports: o.ports, selected: o.selected}
 	switch {
 	case o.headless:
 		s.kind, s.addresses = kindHeadless, families{}
 	case len(o.addresses.all) == 0:
-		s.kind = kindBalanced
+		s.kind, s.turns = kindBalanced, new(turns)
 	}
 	for len(all) > 0 {
 		n := 1

@@ -69,7 +69,7 @@ type service struct {
 	parts []*part
 	// selected by which of the source's label selectors, a bit each.
 	selected selection
-	// turns outlive the record: a change of a service must not send everybody back to the first cluster.
+	// turns of a DNS-balanced service outlive the record: a change of it must not send everybody back to the first cluster.
 	turns *turns
 }
 
