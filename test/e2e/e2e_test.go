@@ -219,6 +219,46 @@ func TestKilledDaemonsBreakNothing(t *testing.T) {
 	held.end(t)
 }
 
+// TestDNSRestartsWithoutAPIServer: CoreDNS is killed while its cluster's API server hangs, and answers clusterset names again
+// once the kubelet has started it, from its snapshot.
+func TestDNSRestartsWithoutAPIServer(t *testing.T) {
+	ctx, _ := stage(t)
+	const name = "whereami-cs.sample.svc.clusterset.local"
+	before := dig(ctx, name)
+	if before == "" {
+		t.Fatalf("%s has no answer to begin with", name)
+	}
+	if err := world.lab.Pause(ctx, "c1/control:kube-apiserver"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := world.lab.Resume(context.WithoutCancel(ctx), "c1/control:kube-apiserver"); err != nil {
+			t.Error(err)
+		}
+	}()
+	killed := corednsProcesses(ctx)
+	if len(killed) == 0 {
+		t.Fatal("no CoreDNS runs in c1")
+	}
+	start := time.Now()
+	for _, p := range killed {
+		if out, err := world.lab.Node("c1", p.node).Command(ctx, "kill", "-KILL", p.pid).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	for {
+		running := corednsProcesses(ctx)
+		again := len(running) >= len(killed) && !slices.ContainsFunc(running, func(p nodeProcess) bool { return slices.Contains(killed, p) })
+		if again && dig(ctx, name) == before {
+			break
+		}
+		if time.Since(start) > 60*time.Second {
+			t.Fatalf("%s has no answer a minute after the kill; CoreDNS runs as %v", name, running)
+		}
+	}
+	t.Logf("answered again after %.1f s", time.Since(start).Seconds())
+}
+
 func TestStoryA4LocalFirst(t *testing.T) {
 	ctx, teller := stage(t)
 	tell(t, ctx, teller.LocalFirst)
