@@ -10,6 +10,9 @@ COPY --from=prepare /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certifi
 COPY --from=prepare /coredns /coredns
 EXPOSE 53/tcp
 EXPOSE 53/udp
+EXPOSE 9153/tcp
+EXPOSE 8080/tcp
+EXPOSE 8181/tcp
 WORKDIR /
 USER 65532:65532
 ENTRYPOINT ["/coredns"]

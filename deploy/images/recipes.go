@@ -35,7 +35,11 @@ const (
 var network = []string{"iptables"}
 
 var recipes = []recipe{
-	{name: "coredns", binary: "coredns", bindCapability: true, roots: true, user: nonroot, ports: []string{"53/tcp", "53/udp"}},
+	{
+		name: "coredns", binary: "coredns", bindCapability: true, roots: true, user: nonroot,
+		// DNS, and what the plugins prometheus, health and ready serve by default.
+		ports: []string{"53/tcp", "53/udp", "9153/tcp", "8080/tcp", "8181/tcp"},
+	},
 	{name: "agent", binary: "fastnet-agent", roots: true, user: nonroot, ports: []string{"9470/tcp"}},
 	{name: "gateway", binary: "fastnet-gateway", debian: network, user: root, ports: []string{"9471/tcp", "51820/udp"}},
 	{name: "routeagent", binary: "fastnet-routeagent", debian: network, user: root, ports: []string{"9472/tcp"}},
@@ -45,6 +49,7 @@ var recipes = []recipe{
 		debian: []string{
 			"dash", "coreutils", "grep", "sed", "mawk", "hostname", "procps", "bind9-dnsutils", "bind9-host", "netcat-openbsd",
 			"socat", "curl", "ca-certificates", "iperf3", "tcpdump", "iproute2", "iputils-ping", "iptables", "ipset", "conntrack", "jq",
+			"unbound", "dnsperf",
 		},
 		links: map[string]string{
 			"usr/bin/nc":         "../../bin/nc.openbsd",
