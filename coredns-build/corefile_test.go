@@ -62,14 +62,7 @@ func (d distribution) run(t *testing.T, lighthouse bool, apiServer string) runni
 	page := func() string { return net.JoinHostPort(address, corednstest.FreePort(t)) }
 	health, ready, metrics := page(), page(), page()
 	kubeconfig := filepath.Join(dir, "kubeconfig")
-	files := map[string]string{"kubeconfig": fmt.Sprintf(`apiVersion: v1
-kind: Config
-clusters: [{name: c, cluster: {server: %q}}]
-contexts: [{name: c, context: {cluster: c, user: u}}]
-users: [{name: u, user: {}}]
-current-context: c
-`, apiServer)}
-
+	files := map[string]string{"kubeconfig": corednstest.Kubeconfig(apiServer)}
 	text, err := os.ReadFile(filepath.Join("testdata", d.name+".Corefile"))
 	if err != nil {
 		t.Fatal(err)
@@ -101,13 +94,7 @@ current-context: c
 	maps.Copy(files, d.custom)
 	for name, content := range files {
 		content = strings.NewReplacer("PORT", port, "ADDRESS", address, "LIGHTHOUSE", stanza).Replace(content)
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		corednstest.Write(t, dir, name, content)
 	}
 	return running{
 		process: corednstest.Start(t, dir, program(t, built.ours), "-conf", filepath.Join(dir, "Corefile")),

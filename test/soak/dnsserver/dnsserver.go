@@ -108,6 +108,29 @@ func Build(ctx context.Context, to, ldflags, pkg string) error {
 	return nil
 }
 
+// Write writes a file, below a folder that the test has.
+func Write(t testing.TB, dir, name, content string) {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Kubeconfig leads to an API server that asks nobody who he is.
+func Kubeconfig(server string) string {
+	return fmt.Sprintf(`apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: %q}}]
+contexts: [{name: c, context: {cluster: c, user: u}}]
+users: [{name: u, user: {}}]
+current-context: c
+`, server)
+}
+
 // Loopback is an address of this test process. On 127.0.0.1 every connection of the machine takes ports, and may take the one
 // that was free a moment ago.
 func Loopback() string {
