@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 # go build decides what is stale, make only what to ask for.
 .NOTPARALLEL:
-.PHONY: help build test lint gen images lab demo demo-down e2e bench bench-dns prepare kubernetes
+.PHONY: help build test lint gen images lab demo demo-down e2e soak-dns bench bench-dns prepare kubernetes
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,7 +57,10 @@ test: ## Run every test that needs no cluster, with the race detector (as root: 
 	  go test -json -timeout 10m $$(go list ./... | grep -E '$(SLOW)') && exit $$first; } | go run ./test/tally -append $(DIST)/tally
 
 e2e: prepare kubernetes images ## Run the end-to-end tests in the lab
-	go test -json -tags e2e -count 1 -p 1 -timeout 25m ./test/e2e ./test/lab | go run ./test/tally -append $(DIST)/tally
+	go test -json -tags e2e -count 1 -p 1 -timeout 25m ./test/e2e/... ./test/lab ./test/soak | go run ./test/tally -append $(DIST)/tally
+
+soak-dns: kubernetes build ## Overload CoreDNS, stop its API server, reload it, for 15 minutes in all
+	go test -tags e2e -count 1 -timeout 40m ./test/soak -v -overload 60s -outage 10m -reloads 100 -rows $(abspath $(DIST))/bench/soak-dns.json
 
 bench: bench-dns ## Run all benchmarks; the figures are in dist/bench
 	go test -run '^$$' -bench . -benchmem ./plugin/... ./internal/...

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,20 +32,46 @@ func waysToBuild(t *testing.T) []string {
 }
 
 // shell runs commands in a folder, as somebody would who reads them.
-func shell(t *testing.T, dir, commands string) {
+func shell(t *testing.T, proxy, dir, commands string) {
 	t.Helper()
 	command := exec.CommandContext(t.Context(), "sh", "-euxc", commands)
 	command.Dir = dir
 	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false") // neither folder is a checkout
+	if proxy != "" {
+		command.Env = append(command.Env, "GOPROXY="+proxy)
+	}
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 }
 
+// moduleProxy is the module proxy that is set here, but for Fastnet's own module, of which it says that there is no such thing: the
+// tree is to be taken, and a proxy may say worse of a module that is not published.
+func moduleProxy(t *testing.T) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "env", "GOPROXY").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	upstream, _, _ := strings.Cut(strings.ReplaceAll(strings.TrimSpace(string(out)), "|", ","), ",")
+	if !strings.HasPrefix(upstream, "http") {
+		return upstream
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/github.com/fastnet-io/") {
+			http.NotFound(w, r)
+			return
+		}
+		http.Redirect(w, r, strings.TrimSuffix(upstream, "/")+r.URL.EscapedPath(), http.StatusFound)
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
 // TestOurMain: the README's first way.
 func TestOurMain(t *testing.T) {
 	coredns := filepath.Join(t.TempDir(), "coredns")
-	shell(t, "..", strings.Replace(waysToBuild(t)[0], "-o coredns", "-o "+coredns, 1))
+	shell(t, "", "..", strings.Replace(waysToBuild(t)[0], "-o coredns", "-o "+coredns, 1))
 	if version := output(t, coredns, "-version"); !strings.Contains(version, " lighthouse-v0.1.0\n") {
 		t.Errorf("it is\n%s", version)
 	}
@@ -55,7 +83,7 @@ func TestGenerator(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	module := coreDNSModule(t)
+	proxy, module := moduleProxy(t), coreDNSModule(t)
 	own := pluginConfig(t, module.Dir)
 	for way, block := range map[string]string{"plugin.cfg": waysToBuild(t)[1], "COREDNS_PLUGINS": waysToBuild(t)[2]} {
 		t.Run(way, func(t *testing.T) {
@@ -64,9 +92,9 @@ func TestGenerator(t *testing.T) {
 				t.Fatal(err)
 			}
 			// What a release of Fastnet would bring with it: the module, and the sums of what it needs.
-			shell(t, source, "go mod edit -require github.com/fastnet-io/fastnet@v0.0.0 -replace github.com/fastnet-io/fastnet="+here+
+			shell(t, proxy, source, "go mod edit -require github.com/fastnet-io/fastnet@v0.0.0 -replace github.com/fastnet-io/fastnet="+here+
 				"\ncat "+filepath.Join(here, "go.sum")+" >>go.sum")
-			shell(t, source, strings.Replace(block, "@latest", "@v0.0.0", 1))
+			shell(t, proxy, source, strings.Replace(block, "@latest", "@v0.0.0", 1))
 
 			directives := generatedDirectives(t, source)
 			at := slices.Index(directives, "lighthouse")

@@ -1,0 +1,347 @@
+//go:build e2e
+
+package soak
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fastnet-io/fastnet/test/soak/dnsserver"
+)
+
+// overload is how many times the most that the server can answer it is sent.
+const overload = 10
+
+// TestOverload: under ten times what it can answer, half of it garbage, the server lives, remembers nothing of it, and has
+// an answer for others, then and at once afterwards.
+func TestOverload(t *testing.T) {
+	kubeconfig := cluster(t)
+	for _, c := range []struct{ name, line string }{
+		{"overload", ""},
+		// With sockets of its own for others than the one that floods.
+		{"overload-multisocket", "\tmultisocket 16\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) { testOverload(t, kubeconfig, c.name, c.line) })
+	}
+}
+
+func testOverload(t *testing.T, kubeconfig, name, line string) {
+	s := serve(t, kubeconfig, true, line)
+	knee := measureKnee(t, s.dns)
+	before := s.state(t)
+
+	ctx, cancel := context.WithTimeout(t.Context(), *overloadTime)
+	defer cancel()
+	var sent atomic.Int64
+	var wait sync.WaitGroup
+	start := time.Now()
+	wait.Go(func() { flood(t, ctx, s.dns, knee*overload, &sent) })
+	udp, tcp := &client{network: "udp"}, &client{network: "tcp"}
+	for _, c := range []*client{udp, tcp} {
+		wait.Go(func() { c.ask(ctx, s.dns) })
+	}
+	peak, droppedBefore := s.resident(t), s.dropped(t)
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+			peak = max(peak, s.resident(t))
+		}
+	}
+	took := time.Since(start)
+	dropped := s.dropped(t) - droppedBefore
+	wait.Wait()
+
+	after := time.Now()
+	dnsserver.Eventually(t, patience, func() error { return everything.small().check(s.dns) })
+	again := time.Since(after)
+	var late state
+	dnsserver.Eventually(t, patience, func() error {
+		if late = s.state(t); late.goroutines > before.goroutines+20 {
+			return fmt.Errorf("%v; before: %v", late, before)
+		}
+		return nil
+	})
+	if s.Ended() {
+		t.Error("CoreDNS has ended")
+	}
+	offered := float64(sent.Load()) / took.Seconds()
+	atLeast(t, name+".offered", offered/knee, "times the knee", overload*0.95,
+		fmt.Sprintf("%.0f packets a second for %.0f s, half of them garbage; the knee is %.0f queries a second", offered, took.Seconds(), knee))
+	noted(name+".dropped", 100*dropped/float64(sent.Load()), "%", "lower", "of the packets, by the kernel, for the server's sockets were full")
+	atMost(t, name+".answers-again", again.Seconds(), "s", 1, "until the first pass over all questions without a fault, afterwards")
+	atMost(t, name+".heap-growth", late.heap-before.heap, "MB", 5, fmt.Sprintf("before: %v; afterwards: %v", before, late))
+	noted(name+".peak", peak, "MB resident", "lower", "during the overload")
+	atLeast(t, name+".tcp-answered", tcp.share(), "%", 99, fmt.Sprintf("another client, by TCP, meanwhile: %v", tcp))
+	noted(name+".udp-answered", udp.share(), "%", "higher", fmt.Sprintf("another client, by UDP, that asks up to 5 times with 1 s each: %v", udp))
+	noted(name+".udp-answered-first", udp.firstShare(), "%", "higher", "of its first tries")
+	if n := udp.wrong.Load() + tcp.wrong.Load(); n > 0 {
+		t.Errorf("%d wrong answers", n)
+	}
+}
+
+// dropped counts the packets that came when the server's sockets were full.
+func (s *server) dropped(t *testing.T) float64 {
+	t.Helper()
+	text, err := os.ReadFile("/proc/net/udp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	local, err := net.ResolveUDPAddr("udp", s.dns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As the kernel prints it: the address as a number of the machine's byte order.
+	address := fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(local.IP.To4()), local.Port)
+	sum := 0.0
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Fields(line); fields[1] == address {
+			drops, err := strconv.ParseFloat(fields[len(fields)-1], 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += drops
+		}
+	}
+	return sum
+}
+
+// client asks while another floods.
+type client struct {
+	network                       string
+	asked, first, answered, wrong atomic.Int64
+}
+
+func (c *client) share() float64 {
+	return 100 * float64(c.answered.Load()) / float64(max(1, c.asked.Load()))
+}
+func (c *client) firstShare() float64 {
+	return 100 * float64(c.first.Load()) / float64(max(1, c.asked.Load()))
+}
+
+func (c *client) String() string {
+	return fmt.Sprintf("%d asked, %d answered, %d of them at the first try", c.asked.Load(), c.answered.Load(), c.first.Load())
+}
+
+// ask asks one question after the other until the context ends; by UDP as a stub resolver does, each try from a new port.
+func (c *client) ask(ctx context.Context, server string) {
+	all := everything.small()
+	tries := 1
+	timeout := 10 * time.Second
+	if c.network == "udp" {
+		tries, timeout = 5, time.Second
+	}
+	for i := 0; ctx.Err() == nil; i++ {
+		err := error(nil)
+		try := 0
+		for ; try < tries; try++ {
+			if err = all[i%len(all)].dial(c.network, server, timeout); err == nil {
+				break
+			}
+		}
+		if ctx.Err() != nil {
+			return // the flood may have ended before the answer came
+		}
+		c.asked.Add(1)
+		if err == nil {
+			c.answered.Add(1)
+			if try == 0 {
+				c.first.Add(1)
+			}
+		}
+	}
+}
+
+// dial asks from a socket of its own.
+func (q question) dial(network, server string, timeout time.Duration) error {
+	c, err := net.DialTimeout(network, server, timeout)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return q.ask(c, timeout)
+}
+
+// measureKnee finds how many queries a second the server answers, asked for as many as it can.
+func measureKnee(t *testing.T, server string) float64 {
+	t.Helper()
+	const askers = 64
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	query, err := everything[0].message().Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answered atomic.Int64
+	var wait sync.WaitGroup
+	start := time.Now()
+	for range askers {
+		wait.Go(func() {
+			c, err := net.Dial("udp", server)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			reply := make([]byte, udpSize)
+			for ctx.Err() == nil {
+				c.SetDeadline(time.Now().Add(time.Second))
+				if _, err := c.Write(query); err != nil {
+					continue
+				}
+				if _, err := c.Read(reply); err == nil {
+					answered.Add(1)
+				}
+			}
+		})
+	}
+	wait.Wait()
+	return float64(answered.Load()) / time.Since(start).Seconds()
+}
+
+// A batch goes to the kernel in one call, which cuts it into packets of one size (UDP_SEGMENT): the sender must be a good deal
+// faster than the server. With batches that are much larger the server takes packets out of its full socket for a while
+// before the next batch fills it again, and others slip in.
+const batchPackets = 10
+
+// flood sends batches at a rate, from a few sockets of its own, on a processor that is not the server's.
+func flood(t *testing.T, ctx context.Context, server string, perSecond float64, sent *atomic.Int64) {
+	if runtime.NumCPU() > 1 {
+		defer onProcessor(t, 1)()
+	}
+	var sockets []*net.UDPConn
+	for range 4 {
+		c, err := net.Dial("udp", server)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		sockets = append(sockets, c.(*net.UDPConn))
+	}
+	batches := makeBatches(t)
+	for n, start := 0, time.Now(); ctx.Err() == nil; {
+		due := time.Since(start).Seconds() * perSecond
+		if float64(sent.Load()) >= due {
+			runtime.Gosched() // a rate that leaves microseconds between batches: no timer is as fine
+			continue
+		}
+		b := batches[n%len(batches)]
+		if _, _, err := sockets[n%len(sockets)].WriteMsgUDP(b.content, b.control, nil); err == nil {
+			sent.Add(batchPackets)
+		}
+		n++
+	}
+}
+
+// batch is packets of one size.
+type batch struct{ content, control []byte }
+
+// makeBatches makes packets to flood with: half of the batches are queries, in the others is garbage.
+func makeBatches(t *testing.T) []batch {
+	random := rand.New(rand.NewPCG(1, 2))
+	var batches []batch
+	add := func(size int, packet func() []byte) {
+		b := batch{control: make([]byte, unix.CmsgSpace(2))}
+		for range batchPackets {
+			p := packet()
+			if len(p) != size {
+				t.Errorf("a packet of %d bytes among those of %d", len(p), size)
+			}
+			b.content = append(b.content, p...)
+		}
+		binary.NativeEndian.PutUint64(b.control, uint64(unix.CmsgLen(2)))
+		binary.NativeEndian.PutUint32(b.control[8:], unix.SOL_UDP)
+		binary.NativeEndian.PutUint32(b.control[12:], unix.UDP_SEGMENT)
+		binary.NativeEndian.PutUint16(b.control[unix.CmsgLen(0):], uint16(size))
+		batches = append(batches, b)
+	}
+	fill := func(p []byte) []byte {
+		for i := range p {
+			p[i] = byte(random.Uint32())
+		}
+		return p
+	}
+	query := func(q question) []byte {
+		packet, err := q.message().Pack()
+		if err != nil {
+			t.Error(err)
+		}
+		return packet
+	}
+	garbage := []func(q question){
+		func(question) { // noise
+			size := 1 + random.IntN(600)
+			add(size, func() []byte { return fill(make([]byte, size)) })
+		},
+		func(q question) { // cut off
+			size := 1 + random.IntN(len(query(q))-1)
+			add(size, func() []byte { return query(q)[:size] })
+		},
+		func(question) { // a header that promises much, and noise
+			size := 12 + random.IntN(400)
+			add(size, func() []byte {
+				p := fill(make([]byte, size))
+				p[2], p[3] = 0x01, 0
+				binary.BigEndian.PutUint16(p[4:], uint16(1+random.IntN(65535)))
+				return p
+			})
+		},
+		func(q question) { // a response
+			add(len(query(q)), func() []byte { p := query(q); p[2] |= 0x80; return p })
+		},
+		func(q question) { // another opcode
+			add(len(query(q)), func() []byte { p := query(q); p[2] |= byte(1+random.IntN(15)) << 3; return p })
+		},
+		func(question) { // a name of 127 labels, as long as a name may be, and one that is longer
+			for _, labels := range []int{127, 250} {
+				add(12+2*labels+1+4, func() []byte {
+					p := make([]byte, 12, 12+2*labels+5)
+					p[5] = 1
+					for range labels {
+						p = append(p, 1, 'a'+byte(random.IntN(26)))
+					}
+					return append(p, 0, 0, 1, 0, 1)
+				})
+			}
+		},
+		func(question) { // a name that points at itself
+			add(18, func() []byte { return []byte{1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 12, 0, 1, 0, 1} })
+		},
+		func(q question) { // bits turned over
+			add(len(query(q)), func() []byte {
+				p := query(q)
+				for range 1 + random.IntN(8) {
+					p[random.IntN(len(p))] ^= 1 << random.IntN(8)
+				}
+				return p
+			})
+		},
+	}
+	all := everything.small()
+	for n := range 40 * len(garbage) {
+		q := all[n%len(all)]
+		before := len(batches)
+		garbage[n%len(garbage)](q)
+		for range len(batches) - before {
+			add(len(query(q)), func() []byte { return query(q) })
+		}
+	}
+	random.Shuffle(len(batches), func(i, j int) { batches[i], batches[j] = batches[j], batches[i] })
+	return batches
+}
