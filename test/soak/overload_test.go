@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -43,12 +45,13 @@ func testOverload(t *testing.T, kubeconfig, name, line string) {
 	knee := measureKnee(t, s.dns)
 	before := s.state(t)
 
+	batches := makeBatches(t)
 	ctx, cancel := context.WithTimeout(t.Context(), *overloadTime)
 	defer cancel()
 	var sent atomic.Int64
 	var wait sync.WaitGroup
 	start := time.Now()
-	wait.Go(func() { flood(t, ctx, s.dns, knee*overload, &sent) })
+	wait.Go(func() { flood(t, ctx, s.dns, batches, knee*overload, &sent) })
 	udp, tcp := &client{network: "udp"}, &client{network: "tcp"}
 	for _, c := range []*client{udp, tcp} {
 		wait.Go(func() { c.ask(ctx, s.dns) })
@@ -214,64 +217,76 @@ func measureKnee(t *testing.T, server string) float64 {
 	return float64(answered.Load()) / time.Since(start).Seconds()
 }
 
-// A batch goes to the kernel in one call, which cuts it into packets of one size (UDP_SEGMENT): the sender must be a good deal
-// faster than the server. With batches that are much larger the server takes packets out of its full socket for a while
-// before the next batch fills it again, and others slip in.
-const batchPackets = 10
+// A batch goes to the kernel in one call: the sender must be a good deal faster than the server.
+const batchPackets = 64
+
+// message is the kernel's struct mmsghdr.
+type message struct {
+	header unix.Msghdr
+	sent   uint32
+	_      [4]byte
+}
+
+// batch is packets that are sent in one call.
+type batch []message
+
+func makeBatch(packets [][]byte) batch {
+	b := make(batch, len(packets))
+	for n, p := range packets {
+		b[n].header.Iov = &unix.Iovec{Base: &p[0], Len: uint64(len(p))}
+		b[n].header.Iovlen = 1
+	}
+	return b
+}
+
+// send gives a batch to the kernel and tells how many packets it took.
+func (b batch) send(socket int) int {
+	n, _, err := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(socket), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0, 0, 0)
+	if err != 0 {
+		return 0 // say, for an error that the kernel kept from an earlier packet
+	}
+	return int(n)
+}
 
 // flood sends batches at a rate, from a few sockets of its own, on a processor that is not the server's.
-func flood(t *testing.T, ctx context.Context, server string, perSecond float64, sent *atomic.Int64) {
+func flood(t *testing.T, ctx context.Context, server string, batches []batch, perSecond float64, sent *atomic.Int64) {
 	if runtime.NumCPU() > 1 {
 		defer onProcessor(t, 1)()
 	}
-	var sockets []*net.UDPConn
+	to, err := netip.ParseAddrPort(server)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	var sockets []int
 	for range 4 {
-		c, err := net.Dial("udp", server)
+		socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		defer c.Close()
-		sockets = append(sockets, c.(*net.UDPConn))
+		defer unix.Close(socket)
+		if err := unix.Connect(socket, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
+			t.Error(err)
+			return
+		}
+		sockets = append(sockets, socket)
 	}
-	batches := makeBatches(t)
 	for n, start := 0, time.Now(); ctx.Err() == nil; {
-		due := time.Since(start).Seconds() * perSecond
-		if float64(sent.Load()) >= due {
+		if float64(sent.Load()) >= time.Since(start).Seconds()*perSecond {
 			runtime.Gosched() // a rate that leaves microseconds between batches: no timer is as fine
 			continue
 		}
-		b := batches[n%len(batches)]
-		if _, _, err := sockets[n%len(sockets)].WriteMsgUDP(b.content, b.control, nil); err == nil {
-			sent.Add(batchPackets)
-		}
+		sent.Add(int64(batches[n%len(batches)].send(sockets[n%len(sockets)])))
 		n++
 	}
 }
 
-// batch is packets of one size.
-type batch struct{ content, control []byte }
-
-// makeBatches makes packets to flood with: half of the batches are queries, in the others is garbage.
+// makeBatches makes packets to flood with: every second one is a query, the others are garbage.
 func makeBatches(t *testing.T) []batch {
 	random := rand.New(rand.NewPCG(1, 2))
-	var batches []batch
-	add := func(size int, packet func() []byte) {
-		b := batch{control: make([]byte, unix.CmsgSpace(2))}
-		for range batchPackets {
-			p := packet()
-			if len(p) != size {
-				t.Errorf("a packet of %d bytes among those of %d", len(p), size)
-			}
-			b.content = append(b.content, p...)
-		}
-		binary.NativeEndian.PutUint64(b.control, uint64(unix.CmsgLen(2)))
-		binary.NativeEndian.PutUint32(b.control[8:], unix.SOL_UDP)
-		binary.NativeEndian.PutUint32(b.control[12:], unix.UDP_SEGMENT)
-		binary.NativeEndian.PutUint16(b.control[unix.CmsgLen(0):], uint16(size))
-		batches = append(batches, b)
-	}
-	fill := func(p []byte) []byte {
+	noise := func(size int) []byte {
+		p := make([]byte, size)
 		for i := range p {
 			p[i] = byte(random.Uint32())
 		}
@@ -280,68 +295,53 @@ func makeBatches(t *testing.T) []batch {
 	query := func(q question) []byte {
 		packet, err := q.message().Pack()
 		if err != nil {
-			t.Error(err)
+			t.Fatal(err)
 		}
 		return packet
 	}
-	garbage := []func(q question){
-		func(question) { // noise
-			size := 1 + random.IntN(600)
-			add(size, func() []byte { return fill(make([]byte, size)) })
+	garbage := []func(q question) []byte{
+		func(question) []byte { return noise(1 + random.IntN(600)) },
+		func(q question) []byte { p := query(q); return p[:1+random.IntN(len(p)-1)] }, // cut off
+		func(question) []byte { // a header that promises much, and noise
+			p := noise(12 + random.IntN(400))
+			p[2], p[3] = 0x01, 0
+			binary.BigEndian.PutUint16(p[4:], uint16(1+random.IntN(65535)))
+			return p
 		},
-		func(q question) { // cut off
-			size := 1 + random.IntN(len(query(q))-1)
-			add(size, func() []byte { return query(q)[:size] })
+		func(q question) []byte { p := query(q); p[2] |= 0x80; return p },                         // a response
+		func(q question) []byte { p := query(q); p[2] |= byte(1+random.IntN(15)) << 3; return p }, // another opcode
+		func(question) []byte { return longName(random, 127) },                                    // as long as a name may be
+		func(question) []byte { return longName(random, 250) },
+		func(question) []byte { // a name that points at itself
+			return []byte{1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 12, 0, 1, 0, 1}
 		},
-		func(question) { // a header that promises much, and noise
-			size := 12 + random.IntN(400)
-			add(size, func() []byte {
-				p := fill(make([]byte, size))
-				p[2], p[3] = 0x01, 0
-				binary.BigEndian.PutUint16(p[4:], uint16(1+random.IntN(65535)))
-				return p
-			})
-		},
-		func(q question) { // a response
-			add(len(query(q)), func() []byte { p := query(q); p[2] |= 0x80; return p })
-		},
-		func(q question) { // another opcode
-			add(len(query(q)), func() []byte { p := query(q); p[2] |= byte(1+random.IntN(15)) << 3; return p })
-		},
-		func(question) { // a name of 127 labels, as long as a name may be, and one that is longer
-			for _, labels := range []int{127, 250} {
-				add(12+2*labels+1+4, func() []byte {
-					p := make([]byte, 12, 12+2*labels+5)
-					p[5] = 1
-					for range labels {
-						p = append(p, 1, 'a'+byte(random.IntN(26)))
-					}
-					return append(p, 0, 0, 1, 0, 1)
-				})
+		func(q question) []byte { // bits turned over
+			p := query(q)
+			for range 1 + random.IntN(8) {
+				p[random.IntN(len(p))] ^= 1 << random.IntN(8)
 			}
-		},
-		func(question) { // a name that points at itself
-			add(18, func() []byte { return []byte{1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 12, 0, 1, 0, 1} })
-		},
-		func(q question) { // bits turned over
-			add(len(query(q)), func() []byte {
-				p := query(q)
-				for range 1 + random.IntN(8) {
-					p[random.IntN(len(p))] ^= 1 << random.IntN(8)
-				}
-				return p
-			})
+			return p
 		},
 	}
-	all := everything.small()
-	for n := range 40 * len(garbage) {
-		q := all[n%len(all)]
-		before := len(batches)
-		garbage[n%len(garbage)](q)
-		for range len(batches) - before {
-			add(len(query(q)), func() []byte { return query(q) })
+	var batches []batch
+	for all, n := everything.small(), 0; len(batches) < 256; {
+		var packets [][]byte
+		for len(packets) < batchPackets {
+			q := all[n%len(all)]
+			packets = append(packets, query(q), garbage[n%len(garbage)](q))
+			n++
 		}
+		batches = append(batches, makeBatch(packets))
 	}
-	random.Shuffle(len(batches), func(i, j int) { batches[i], batches[j] = batches[j], batches[i] })
 	return batches
+}
+
+// longName is a query for a name of so many labels of one letter.
+func longName(random *rand.Rand, labels int) []byte {
+	p := make([]byte, 12, 12+2*labels+5)
+	p[5] = 1
+	for range labels {
+		p = append(p, 1, 'a'+byte(random.IntN(26)))
+	}
+	return append(p, 0, 0, 1, 0, 1)
 }
