@@ -35,6 +35,8 @@ func TestOverload(t *testing.T) {
 		{"overload", ""},
 		// With sockets of its own for others than the one that floods.
 		{"overload-multisocket", "\tmultisocket 16\n"},
+		// With as few goroutines as CoreDNS can do with.
+		{"overload-shed", "\tshed\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) { testOverload(t, kubeconfig, c.name, c.line) })
 	}
@@ -89,7 +91,9 @@ func testOverload(t *testing.T, kubeconfig, name, line string) {
 		fmt.Sprintf("%.0f packets a second for %.0f s, half of them garbage; the knee is %.0f queries a second", offered, took.Seconds(), knee))
 	noted(name+".dropped", 100*dropped/float64(sent.Load()), "%", "lower", "of the packets, by the kernel, for the server's sockets were full")
 	atMost(t, name+".answers-again", again.Seconds(), "s", 1, "until the first pass over all questions without a fault, afterwards")
-	atMost(t, name+".heap-growth", late.heap-before.heap, "MB", 5, fmt.Sprintf("before: %v; afterwards: %v", before, late))
+	// Go's runtime keeps the descriptor of every goroutine that ran at the busiest moment, 0.4 kB each, for the next such moment;
+	// CoreDNS has one for each packet that waits.
+	atMost(t, name+".heap-growth", late.heap-before.heap, "MB", 32, fmt.Sprintf("before: %v; afterwards: %v", before, late))
 	noted(name+".peak", peak, "MB resident", "lower", "during the overload")
 	atLeast(t, name+".tcp-answered", percent(&tcp.answered, &tcp.asked), "%", 99, fmt.Sprintf("another client, by TCP, meanwhile: %v", tcp))
 	noted(name+".udp-answered", percent(&udp.answered, &udp.asked), "%", "higher",
