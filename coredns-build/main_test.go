@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -205,5 +206,29 @@ func TestBadCorefile(t *testing.T) {
 				t.Errorf("standard error:\n%swant it to begin with plugin/lighthouse: and to hold %q", got, c.want)
 			}
 		})
+	}
+}
+
+// TestTuneMemory: ours is the default, the environment goes before it.
+func TestTuneMemory(t *testing.T) {
+	percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
+	defer debug.SetGCPercent(percent)
+	defer debug.SetMemoryLimit(limit)
+	for _, c := range []struct {
+		environment string
+		want        int
+	}{{"", gcPercent}, {"50", 100}} { // the runtime has read the variable before we came
+		t.Setenv("GOGC", c.environment)
+		debug.SetGCPercent(100)
+		tuneMemory()
+		if got := debug.SetGCPercent(100); got != c.want {
+			t.Errorf("with GOGC=%q: %d, want %d", c.environment, got, c.want)
+		}
+	}
+	t.Setenv("GOMEMLIMIT", "1GiB")
+	debug.SetMemoryLimit(1 << 30)
+	tuneMemory()
+	if got := debug.SetMemoryLimit(-1); got != 1<<30 {
+		t.Errorf("the limit of the environment became %d", got)
 	}
 }

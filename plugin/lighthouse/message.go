@@ -60,26 +60,29 @@ func (p *reply) message(query *dns.Msg, r *content) *dns.Msg {
 	switch {
 	case len(r.services) > 0:
 		return p.serviceMessage(query, r)
-	case len(r.addresses) == 1:
-		// The most common reply is a single allocation.
+	case len(r.addresses) == 1 && r.addresses[0].Is4():
+		// The most common replies are a single allocation.
 		m := new(struct {
 			message
 			records [1]dns.RR
-			a       dns.A
-			aaaa    dns.AAAA
-			bytes   [16]byte
+			fourRecord
 		})
-		if addr := r.addresses[0]; addr.Is4() {
-			p.fill(&m.a.Hdr, p.question.Name, dns.TypeA)
-			four := addr.As4()
-			m.a.A = append(m.bytes[:0], four[:]...)
-			m.records[0] = &m.a
-		} else {
-			p.fill(&m.aaaa.Hdr, p.question.Name, dns.TypeAAAA)
-			m.bytes = addr.As16()
-			m.aaaa.AAAA = m.bytes[:]
-			m.records[0] = &m.aaaa
-		}
+		p.fill(&m.Hdr, p.question.Name, dns.TypeA)
+		m.bytes = r.addresses[0].As4()
+		m.A.A = m.bytes[:]
+		m.records[0] = &m.A
+		m.Answer = m.records[:]
+		return m.begin(query, p.rcode)
+	case len(r.addresses) == 1:
+		m := new(struct {
+			message
+			records [1]dns.RR
+			sixRecord
+		})
+		p.fill(&m.Hdr, p.question.Name, dns.TypeAAAA)
+		m.bytes = r.addresses[0].As16()
+		m.AAAA.AAAA = m.bytes[:]
+		m.records[0] = &m.AAAA
 		m.Answer = m.records[:]
 		return m.begin(query, p.rcode)
 	case len(r.addresses) > 0:
