@@ -83,8 +83,9 @@ type Agent struct {
 	metrics  *metrics
 	importer *converge.Loop // applies the local side
 	exporter *converge.Loop // applies the broker's side
-	local    *target        // used by importer alone
-	broker   *target        // used by exporter alone
+	reach    *reach
+	local    *target // used by importer alone
+	broker   *target // used by exporter alone
 
 	mu       sync.Mutex
 	refused  map[string]string
@@ -107,6 +108,7 @@ func New(config Config) (*Agent, error) {
 		}}
 	}
 	a.local, a.broker = side("local", config.Local), side("broker", config.Broker)
+	a.reach = &reach{reader: config.Reader, poke: a.Poke, log: config.Log}
 	loop := func(name string, round func(context.Context) error) (*converge.Loop, error) {
 		return converge.New(converge.Config{Name: name, Round: round, Resync: resync, Backoff: backoff, Log: config.Log})
 	}

@@ -292,7 +292,7 @@ func TestMetricsAreWellFormed(t *testing.T) {
 	if err != nil || len(problems) > 0 {
 		t.Error(problems, err)
 	}
-	if want := 9; len(families) != want {
+	if want := 11; len(families) != want {
 		t.Errorf("%d metrics, want %d", len(families), want)
 	}
 }

@@ -22,6 +22,7 @@ import (
 type export struct {
 	contribution *clusterset.Contribution
 	valid, ready metav1.Condition // ready only where there is no contribution
+	warning      string           // about annotations; part of valid's message
 }
 
 func condition(kind mcsv1beta1.ServiceExportConditionType, status metav1.ConditionStatus, reason mcsv1beta1.ServiceExportConditionReason, message string) metav1.Condition {
@@ -29,7 +30,7 @@ func condition(kind mcsv1beta1.ServiceExportConditionType, status metav1.Conditi
 }
 
 // planExport turns a ServiceExport, its Service and that Service's EndpointSlices into a contribution.
-func planExport(s *Snapshot, key clusterset.Key) export {
+func planExport(s *Snapshot, roster clusterset.Roster, key clusterset.Key) export {
 	no := func(reason, ready mcsv1beta1.ServiceExportConditionReason, message string) export {
 		return export{
 			valid: condition(mcsv1beta1.ServiceExportConditionValid, metav1.ConditionFalse, reason, message),
@@ -58,6 +59,7 @@ func planExport(s *Snapshot, key clusterset.Key) export {
 	contribution := clusterset.Contribution{
 		Cluster: s.ClusterID, Export: exportOf(s.Exports[key], service), Backends: backendsOf(s.ClusterID, key, s.Slices[key]),
 	}
+	e.readPolicy(s, roster, s.Exports[key], &contribution.Export)
 	err := clusterset.CheckExport(&contribution.Export)
 	for _, backends := range contribution.Backends {
 		if err == nil {
@@ -71,6 +73,37 @@ func planExport(s *Snapshot, key clusterset.Key) export {
 	}
 	e.contribution = &contribution
 	return e
+}
+
+// readPolicy reads the annotations by which users say who serves. What is wrong with them is told in the condition Valid,
+// which stays true, and keeps nothing from being exported.
+func (e *export) readPolicy(s *Snapshot, roster clusterset.Roster, object *mcsv1beta1.ServiceExport, into *v1alpha1.ExportedServiceSpec) {
+	problems := clusterset.ReadPolicy(object.Annotations, into)
+	if len(into.Prefer) > 0 && !s.Broker.Synced {
+		// Nobody knows who is in the clusterset: what was said of the list stands.
+		if known := meta.FindStatusCondition(object.Status.Conditions, e.valid.Type); known != nil && known.Status == e.valid.Status {
+			e.valid.Message = known.Message
+			return
+		}
+	} else {
+		// They stay in the list: a cluster that joins later, or is away for a while, has its place.
+		var strangers []string
+		for _, cluster := range into.Prefer {
+			if !roster.Has(cluster) {
+				strangers = append(strangers, cluster)
+			}
+		}
+		if len(strangers) > 0 {
+			problems = append(problems, fmt.Sprintf("%s names %s, not in the clusterset", v1alpha1.AnnotationPrefer, strings.Join(strangers, " and ")))
+		}
+	}
+	if into.MinLocalPercent != nil && clusterset.EffectiveAffinity(*into) != v1alpha1.AffinityLocal {
+		problems = append(problems, fmt.Sprintf("%s has no effect without %s: %s", v1alpha1.AnnotationMinLocalPercent, v1alpha1.AnnotationAffinity, v1alpha1.AffinityLocal))
+	}
+	if len(problems) > 0 {
+		e.warning = shorten(strings.Join(problems, "; "))
+		e.valid.Message += "; " + e.warning
+	}
 }
 
 func exportOf(export *mcsv1beta1.ServiceExport, service *corev1.Service) v1alpha1.ExportedServiceSpec {
@@ -247,12 +280,16 @@ func agreement(conflicts []clusterset.Conflict) metav1.Condition {
 		reasons = append(reasons, string(c.Reason))
 		messages = append(messages, c.Message)
 	}
-	message := strings.Join(messages, ". ")
-	if len(message) > maxMessage {
-		message = strings.ToValidUTF8(message[:maxMessage-3], "") + "..."
-	}
+	message := shorten(strings.Join(messages, ". "))
 	return condition(mcsv1beta1.ServiceExportConditionConflict, metav1.ConditionTrue,
 		mcsv1beta1.ServiceExportConditionReason(strings.Join(reasons, ",")), message)
+}
+
+func shorten(message string) string {
+	if len(message) > maxMessage {
+		return strings.ToValidUTF8(message[:maxMessage-3], "") + "..."
+	}
+	return message
 }
 
 // maxMessage keeps a condition's message well below the API server's 32,768 bytes, and readable.

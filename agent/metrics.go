@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fastnet-io/fastnet/internal/clusterset"
 )
 
 // metrics are the agent's. Every label takes values from a fixed set.
@@ -17,6 +19,8 @@ type metrics struct {
 	conflicts       *prometheus.GaugeVec
 	skipped         prometheus.Gauge
 	held            prometheus.Gauge
+	reachable       prometheus.Gauge
+	suspected       prometheus.Gauge
 }
 
 func newMetrics(connected func() bool) *metrics {
@@ -45,14 +49,16 @@ func newMetrics(connected func() bool) *metrics {
 		conflicts: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "fastnet_agent_conflicts", Help: "ServiceExports of this cluster in conflict with other clusters', by reason.",
 		}, []string{"reason"}),
-		skipped: gauge("skipped_records", "Records on the broker that do not count, for a reason that /debug/plan gives."),
-		held:    gauge("held_records", "Records that vanished from the broker unseen and are held for the time being."),
+		skipped:   gauge("skipped_records", "Records on the broker that do not count, for a reason that /debug/plan gives."),
+		held:      gauge("held_records", "Records that vanished from the broker unseen and are held for the time being."),
+		reachable: gauge("reachable_clusters", "Other clusters that count as reachable; 0 where there are no gateways."),
+		suspected: gauge("reach_suspected", "Whether all clusters were lost at once, and count as reachable for the time being (1) or not (0)."),
 	}
 }
 
 func (m *metrics) register(registry prometheus.Registerer) error {
 	var problems []error
-	for _, c := range []prometheus.Collector{m.connected, m.writes, m.snapshotSeconds, m.exports, m.imports, m.slices, m.conflicts, m.skipped, m.held} {
+	for _, c := range []prometheus.Collector{m.connected, m.writes, m.snapshotSeconds, m.exports, m.imports, m.slices, m.conflicts, m.skipped, m.held, m.reachable, m.suspected} {
 		problems = append(problems, registry.Register(c))
 	}
 	return errors.Join(problems...)
@@ -72,6 +78,11 @@ func (m *metrics) saw(s *Snapshot, p *Plan) {
 	m.slices.Set(float64(len(p.Slices)))
 	m.skipped.Set(float64(len(p.Problems)))
 	m.held.Set(float64(s.Broker.Held))
+	m.reachable.Set(float64(len(s.Reach.names(clusterset.Reachable))))
+	m.suspected.Set(0)
+	if s.Reach.Suspect {
+		m.suspected.Set(1)
+	}
 	m.conflicts.Reset()
 	for reason, n := range p.Conflicts {
 		m.conflicts.WithLabelValues(reason).Set(float64(n))

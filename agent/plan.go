@@ -62,6 +62,8 @@ type Plan struct {
 type ExportStatus struct {
 	Key        clusterset.Key
 	Conditions []metav1.Condition
+	// Warning is what the message of Valid says of annotations, "" if all are well. A new one is worth an event.
+	Warning string
 }
 
 // BuildPlan is the agent's one decision: from everything that is seen, all that should be. It reads no clock and calls
@@ -77,7 +79,7 @@ func BuildPlan(s *Snapshot) Plan {
 		if !s.Exports[key].DeletionTimestamp.IsZero() {
 			continue
 		}
-		e := planExport(s, key)
+		e := planExport(s, roster, key)
 		exports[key] = e
 		if e.contribution != nil {
 			contributions[key] = append(contributions[key], *e.contribution)
@@ -182,7 +184,7 @@ func (p *Plan) remoteContributions(s *Snapshot, roster clusterset.Roster) map[cl
 }
 
 func (p *Plan) exportStatus(s *Snapshot, key clusterset.Key, e export, has published, conflicts []clusterset.Conflict) {
-	status := ExportStatus{Key: key, Conditions: []metav1.Condition{e.valid}}
+	status := ExportStatus{Key: key, Conditions: []metav1.Condition{e.valid}, Warning: e.warning}
 	if e.contribution == nil {
 		status.Conditions = append(status.Conditions, e.ready)
 		if s.Broker.Synced {
@@ -217,6 +219,9 @@ func (p *Plan) importService(s *Snapshot, service clusterset.Service, contributi
 		Spec: service.Spec,
 	}
 	set(&imported.Labels, labelManagedBy, v1alpha1.ManagedBy)
+	if service.Spec.Type == mcsv1beta1.ClusterSetIP {
+		imported.Annotations = service.Policy.Annotate(imported.Annotations)
+	}
 	for _, cluster := range service.Clusters {
 		imported.Status.Clusters = append(imported.Status.Clusters, mcsv1beta1.ClusterStatus{Cluster: cluster})
 	}
@@ -253,10 +258,10 @@ func (p *Plan) importService(s *Snapshot, service clusterset.Service, contributi
 		p.Imports = append(p.Imports, imported)
 	}
 
-	p.backendSlices(s, service.Key, service.Spec, derived, service.Slices(contributions))
+	p.backendSlices(s, service.Key, service.Spec, service.Policy, derived, service.Slices(contributions))
 	if derived != "" {
 		for _, c := range slices.SortedFunc(slices.Values(contributions), func(a, b clusterset.Contribution) int { return cmp.Compare(a.Cluster, b.Cluster) }) {
-			p.addressSlices(service.Key, c)
+			p.addressSlices(service.Key, service.Policy, c)
 		}
 	}
 }
@@ -271,6 +276,14 @@ func (p *Plan) hold(s *Snapshot, known *mcsv1beta1.ServiceImport, own []clusters
 		derived = clusterset.DerivedName(key)
 		if service := s.Services[clusterset.Key{Namespace: key.Namespace, Name: derived}]; service != nil {
 			p.Services = append(p.Services, service)
+		}
+	}
+	policy := clusterset.KnownPolicy(known.Annotations)
+	policy.Weights = weightsIn(s.OwnSlices[key])
+	for _, c := range own {
+		delete(policy.Weights, c.Cluster)
+		if c.Export.Weight != nil {
+			policy.Weights[c.Cluster] = *c.Export.Weight
 		}
 	}
 	all := clusterset.Service{Key: key, Spec: known.Spec}.Slices(own)
@@ -291,10 +304,10 @@ func (p *Plan) hold(s *Snapshot, known *mcsv1beta1.ServiceImport, own []clusters
 	slices.SortFunc(all, func(a, b clusterset.Slice) int {
 		return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Record, b.Record))
 	})
-	p.backendSlices(s, key, known.Spec, derived, all)
+	p.backendSlices(s, key, known.Spec, policy, derived, all)
 	if derived != "" {
 		for _, c := range own {
-			p.addressSlices(key, c)
+			p.addressSlices(key, policy, c)
 		}
 	}
 }

@@ -11,15 +11,31 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/internal/clusterset"
 )
 
 // String is the snapshot in numbers.
 func (s *Snapshot) String() string {
 	return fmt.Sprintf(`# snapshot of cluster %s
 broker: namespace %s, answers %t, listed %t, %d services, %d backend records, %d gateways, %d held
-cluster: %d namespaces, %d services, %d exports, %d imports, %d gateways, %d endpoints
+cluster: %d namespaces, %d services, %d exports, %d imports, %d endpoints
+reachable: %s
 `, s.ClusterID, s.BrokerNamespace, s.Connected, s.Broker.Synced, len(s.Broker.Services), len(s.Broker.Endpoints), len(s.Broker.Gateways), s.Broker.Held,
-		len(s.Namespaces), len(s.Services), len(s.Exports), len(s.Imports), len(s.Gateways), len(s.Endpoints))
+		len(s.Namespaces), len(s.Services), len(s.Exports), len(s.Imports), len(s.Endpoints), s.Reach)
+}
+
+func (r Reachability) String() string {
+	if r.Clusters == nil {
+		return "every cluster, there are no gateways"
+	}
+	text := list(r.names(clusterset.Reachable))
+	if returning := r.names(clusterset.Returning); len(returning) > 0 {
+		text += ", returning: " + list(returning)
+	}
+	if r.Suspect {
+		text += " (all were lost at once, and count for now)"
+	}
+	return text
 }
 
 // String is the plan, object by object, in the words that kubectl uses.
@@ -38,6 +54,9 @@ func (p Plan) String() string {
 		line("  type %s, families %s, addresses %s, exported %s", e.Spec.Type, list(e.Spec.IPFamilies), list(e.Spec.Addresses), e.Spec.ExportedAt.UTC().Format("2006-01-02T15:04:05Z"))
 		for _, port := range e.Spec.Ports {
 			line("  port %s", portText(port.Name, port.Port, port.Protocol, port.AppProtocol))
+		}
+		if policy := policyText(e.Spec); policy != "" {
+			line("  serves by%s", policy)
 		}
 	}
 	for _, e := range p.ExportedEndpoints {
@@ -78,6 +97,9 @@ func (p Plan) String() string {
 		}
 		line("ServiceImport %s/%s", i.Namespace, i.Name)
 		line("  type %s, ips %s, families %v, clusters %s", i.Spec.Type, list(i.Spec.IPs), i.Spec.IPFamilies, list(clusters))
+		if policy := annotationsText(i.Annotations); policy != "" {
+			line("  serves by%s", policy)
+		}
 		if derived := i.Annotations[v1alpha1.AnnotationDerivedService]; derived != "" {
 			line("  derived service %s", derived)
 		}
@@ -94,6 +116,27 @@ func (p Plan) String() string {
 		line("! %s", problem)
 	}
 	return b.String()
+}
+
+// policyText is what an export says of who serves: " affinity=none weight=3".
+func policyText(e v1alpha1.ExportedServiceSpec) string {
+	number := func(n *int32) string {
+		if n == nil {
+			return ""
+		}
+		return fmt.Sprint(*n)
+	}
+	return field("affinity", e.Affinity) + field("prefer", strings.Join(e.Prefer, ",")) + field("min-local-percent", number(e.MinLocalPercent)) +
+		field("weight", number(e.Weight)) + field("balance", e.Balance)
+}
+
+// annotationsText is the same of annotations.
+func annotationsText(annotations map[string]string) string {
+	text := ""
+	for _, key := range clusterset.PolicyAnnotations() {
+		text += field(strings.TrimPrefix(key, "fastnet.dev/"), annotations[key])
+	}
+	return text
 }
 
 type printer func(format string, args ...any)
@@ -114,6 +157,9 @@ func printSlice(line printer, s *discoveryv1.EndpointSlice) {
 		purpose = "the cluster's own address"
 	case service != "":
 		purpose = "behind " + service
+	}
+	if weight, ok := s.Annotations[v1alpha1.AnnotationWeight]; ok {
+		purpose += ", weight " + weight
 	}
 	line("EndpointSlice %s/%s", s.Namespace, s.Name)
 	line("  %s of %s, cluster %s, ports %s, %s", s.AddressType, cmp.Or(s.Labels[v1alpha1.LabelServiceName], "no import"), s.Labels[v1alpha1.LabelSourceCluster], list(ports), purpose)

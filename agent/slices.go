@@ -2,6 +2,7 @@ package agent
 
 import (
 	"slices"
+	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -25,14 +26,17 @@ import (
 //
 //	sample/web-c2-3q7...   multicluster.kubernetes.io/service-name=web                              http, admin
 //	sample/web-c2-k0f...                                 kubernetes.io/service-name=derived-...     admin
-func (p *Plan) backendSlices(s *Snapshot, key clusterset.Key, spec mcsv1beta1.ServiceImportSpec, derived string, all []clusterset.Slice) {
+func (p *Plan) backendSlices(s *Snapshot, key clusterset.Key, spec mcsv1beta1.ServiceImportSpec, policy clusterset.Policy, derived string, all []clusterset.Slice) {
 	chosen := make([][]v1alpha1.BackendPort, len(all))
 	if derived != "" {
-		chosen = clusterset.Choose(s.ClusterID, reachable(s), all)
+		chosen = clusterset.Choose(s.ClusterID, policy, s.Reach.Of, all)
 	}
 	for i, slice := range all {
 		object := newSlice(key, slice.Cluster, slice.Family, slice.Record)
 		object.Annotations = map[string]string{annotationRecord: slice.Record}
+		if spec.Type == mcsv1beta1.Headless {
+			weigh(object, policy)
+		}
 		object.Ports = portsOf(slice.Ports)
 		for _, backend := range slice.Backends {
 			object.Endpoints = append(object.Endpoints, endpointOf(backend, spec, slice.Cluster == s.ClusterID))
@@ -54,13 +58,32 @@ func (p *Plan) backendSlices(s *Snapshot, key clusterset.Key, spec mcsv1beta1.Se
 	}
 }
 
+// weigh notes the weight of a slice's cluster, where it has set one: DNS balances by it, and gives it in SRV records.
+func weigh(slice *discoveryv1.EndpointSlice, policy clusterset.Policy) {
+	if weight, ok := policy.Weights[slice.Labels[v1alpha1.LabelSourceCluster]]; ok {
+		set(&slice.Annotations, v1alpha1.AnnotationWeight, strconv.Itoa(int(weight)))
+	}
+}
+
+// weightsIn are the weights that weigh noted.
+func weightsIn(all []*discoveryv1.EndpointSlice) map[string]int32 {
+	weights := map[string]int32{}
+	for _, slice := range all {
+		if weight, err := strconv.ParseInt(slice.Annotations[v1alpha1.AnnotationWeight], 10, 32); err == nil {
+			weights[slice.Labels[v1alpha1.LabelSourceCluster]] = int32(weight)
+		}
+	}
+	return weights
+}
+
 // addressSlices adds a cluster's own addresses of a service, which DNS answers for the name that holds the cluster.
-func (p *Plan) addressSlices(key clusterset.Key, c clusterset.Contribution) {
+func (p *Plan) addressSlices(key clusterset.Key, policy clusterset.Policy, c clusterset.Contribution) {
 	for _, address := range c.Export.Addresses {
 		family := clusterset.FamilyOf(address)
 		slice := newSlice(key, c.Cluster, family, "cluster-address")
 		slice.Labels[v1alpha1.LabelClusterAddress] = "true"
 		hide(slice)
+		weigh(slice, policy)
 		ready := slices.ContainsFunc(c.Backends, func(b clusterset.Backends) bool {
 			return b.Spec.IPFamily == family && clusterset.AnyReady(b.Spec.Backends)
 		})
@@ -128,19 +151,6 @@ func endpointOf(b v1alpha1.Backend, spec mcsv1beta1.ServiceImportSpec, own bool)
 		}
 	}
 	return endpoint
-}
-
-// reachable says which clusters the gateways reach: those with a cable that is up, or all where there are no gateways.
-func reachable(s *Snapshot) func(string) bool {
-	up := map[string]bool{s.ClusterID: true}
-	for _, gateway := range s.Gateways {
-		for _, cable := range gateway.Status.Cables {
-			if cable.State == v1alpha1.CableUp {
-				up[cable.ClusterID] = true
-			}
-		}
-	}
-	return func(cluster string) bool { return len(s.Gateways) == 0 || up[cluster] }
 }
 
 // mirrored says whether an Endpoint in this cluster is the agent's copy of another member's.

@@ -37,9 +37,10 @@ type Snapshot struct {
 	// they belong to; those that are there for kube-proxy alone belong to none, the name is empty.
 	Slices    map[clusterset.Key][]*discoveryv1.EndpointSlice
 	OwnSlices map[clusterset.Key][]*discoveryv1.EndpointSlice
-	// Gateways and Endpoints of the namespace fastnet-system.
-	Gateways  []*v1alpha1.Gateway
+	// Endpoints of the namespace fastnet-system.
 	Endpoints []*v1alpha1.Endpoint
+	// Reach is which clusters count as reachable, by the Gateways of that namespace and by what they said before.
+	Reach Reachability
 }
 
 // snapshot reads the local cluster and the broker.
@@ -86,8 +87,11 @@ func (a *Agent) snapshot(ctx context.Context) (*Snapshot, error) {
 	list(&services)
 	list(&slices)
 	list(&imports)
-	list(&gateways, system)
 	list(&endpoints, system)
+	var err error
+	if s.Reach, err = a.reach.observe(ctx, &gateways, system, shared); err != nil {
+		problems = append(problems, fmt.Errorf("read %T: %w", &gateways, err))
+	}
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
 	}
@@ -115,9 +119,6 @@ func (a *Agent) snapshot(ctx context.Context) (*Snapshot, error) {
 	}
 	for i := range imports.Items {
 		s.Imports[client.ObjectKeyFromObject(&imports.Items[i])] = &imports.Items[i]
-	}
-	for i := range gateways.Items {
-		s.Gateways = append(s.Gateways, &gateways.Items[i])
 	}
 	for i := range endpoints.Items {
 		s.Endpoints = append(s.Endpoints, &endpoints.Items[i])

@@ -42,6 +42,9 @@ func (a *Agent) putExportStatus(ctx context.Context, r *round, observed *mcsv1be
 	r.note(nameOf(changed), have.ResourceVersion, changed)
 	for _, c := range changed.Status.Conditions {
 		before := meta.FindStatusCondition(have.Status.Conditions, c.Type)
+		if c.Type == string(mcsv1beta1.ServiceExportConditionValid) && want.Warning != "" && (before == nil || before.Message != c.Message) {
+			a.config.Event(changed, corev1.EventTypeWarning, reasonInvalidAnnotation, want.Warning)
+		}
 		if before != nil && before.Status == c.Status && before.Reason == c.Reason || !worthAnEvent(before, c) {
 			continue
 		}
@@ -52,6 +55,9 @@ func (a *Agent) putExportStatus(ctx context.Context, r *round, observed *mcsv1be
 		a.config.Event(changed, kind, c.Reason, c.Message)
 	}
 }
+
+// reasonInvalidAnnotation is that of events about annotations that say nothing, or nothing that can be done.
+const reasonInvalidAnnotation = "InvalidAnnotation"
 
 // worthAnEvent leaves out the good news that nobody waits for: a first NoConflicts, and being on the way.
 func worthAnEvent(before *metav1.Condition, now metav1.Condition) bool {

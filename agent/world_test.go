@@ -316,7 +316,7 @@ func (w *world) shown(ctx context.Context, cluster string) (string, error) {
 	a := &Agent{config: Config{
 		ClusterID: cluster, Reader: w.servers[cluster],
 		View: func() broker.View { return broker.View{} }, Connected: func() bool { return true },
-	}, metrics: newMetrics(func() bool { return true })}
+	}, metrics: newMetrics(func() bool { return true }), reach: &reach{reader: w.servers[cluster], log: slog.New(slog.DiscardHandler)}}
 	s, err := a.snapshot(ctx)
 	if err != nil {
 		return "", err
@@ -334,7 +334,7 @@ func (w *world) shown(ctx context.Context, cluster string) (string, error) {
 		p.Imports = append(p.Imports, s.Imports[key])
 	}
 	for _, key := range sortedKeys(s.Exports) {
-		p.Exports = append(p.Exports, ExportStatus{key, s.Exports[key].Status.Conditions})
+		p.Exports = append(p.Exports, ExportStatus{Key: key, Conditions: s.Exports[key].Status.Conditions})
 	}
 	for _, e := range s.Endpoints {
 		if mirrored(cluster, e) {

@@ -15,8 +15,25 @@ const (
 	// LabelClusterAddress, "true", marks the slices whose one endpoint is a cluster's own address of a service, for DNS
 	// alone: kube-proxy must not balance over it.
 	LabelClusterAddress = "fastnet.dev/cluster-address"
-	// AnnotationWeight on a cluster-address slice is that cluster's weight among clusters, 0 to 65535.
+	// AnnotationWeight on a cluster-address slice is that cluster's weight among clusters, 0 to 65535; on a ServiceExport it
+	// asks for it.
 	AnnotationWeight = "fastnet.dev/weight"
+	// AnnotationAffinity, AnnotationPrefer, AnnotationMinLocalPercent and AnnotationBalance on a ServiceExport are the
+	// fields of those names of its ExportedService.
+	AnnotationAffinity        = "fastnet.dev/affinity"
+	AnnotationPrefer          = "fastnet.dev/prefer"
+	AnnotationMinLocalPercent = "fastnet.dev/min-local-percent"
+	AnnotationBalance         = "fastnet.dev/balance"
+	// AnnotationGlobal, "true", on a Service exports it, unless AnnotationShared there is "false".
+	AnnotationGlobal = "fastnet.dev/global"
+	AnnotationShared = "fastnet.dev/shared"
+
+	// Values of affinity and of balance.
+	AffinityLocal  = "local"
+	AffinityNone   = "none"
+	AffinityRemote = "remote"
+	BalanceIP      = "ip"
+	BalanceDNS     = "dns"
 	// LabelServiceNamespace and LabelService on ExportedService and ExportedEndpoints name the exported service.
 	LabelServiceNamespace = "fastnet.dev/service-namespace"
 	LabelService          = "fastnet.dev/service"

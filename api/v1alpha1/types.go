@@ -23,6 +23,11 @@ type ClusterSetSpec struct {
 	// +listMapKey=clusterID
 	// +optional
 	Members []Member `json:"members,omitempty"`
+	// balance says how services that do not say it themselves are balanced over clusters: ip (the default), by a clusterset
+	// IP in every importing cluster, or dns, by answers with the exporting clusters' own addresses in turn.
+	// +kubebuilder:validation:Enum=ip;dns
+	// +optional
+	Balance string `json:"balance,omitempty"`
 }
 
 // Member is one cluster of the clusterset.
@@ -97,6 +102,27 @@ type ExportedServiceSpec struct {
 	ExportedLabels map[string]string `json:"exportedLabels,omitempty"`
 	// +optional
 	ExportedAnnotations map[string]string `json:"exportedAnnotations,omitempty"`
+
+	// affinity says who serves behind the clusterset IP of an importing cluster: local, none or remote. Empty is local, or
+	// none where prefer is set.
+	// +kubebuilder:validation:Enum=local;none;remote
+	// +optional
+	Affinity string `json:"affinity,omitempty"`
+	// weight of this cluster among those that export the service, 0 to 65535; unset is 1. Unlike all else here it is every
+	// cluster's own, and no export's word on others.
+	// +optional
+	Weight *int32 `json:"weight,omitempty"`
+	// prefer is clusters in the order in which they are to serve.
+	// +listType=atomic
+	// +optional
+	Prefer []string `json:"prefer,omitempty"`
+	// minLocalPercent is the least share of local backends that must be ready, in percent, for them to serve alone.
+	// +optional
+	MinLocalPercent *int32 `json:"minLocalPercent,omitempty"`
+	// balance is ip or dns; empty is what the ClusterSet says.
+	// +kubebuilder:validation:Enum=ip;dns
+	// +optional
+	Balance string `json:"balance,omitempty"`
 }
 
 // ServicePort is a port of an exported service.

@@ -6,7 +6,7 @@
 //	        |
 //	  []Contribution per service -- Merge: the Service, its conflicts
 //	        |
-//	     []Slice -- Choose: the ports that each slice serves behind the clusterset IP
+//	     []Slice -- Choose, by the Service's Policy: the ports that each slice serves behind the clusterset IP
 package clusterset
 
 import (
@@ -47,6 +47,8 @@ type Service struct {
 	Spec mcsv1beta1.ServiceImportSpec
 	// Labels and Annotations exported for the ServiceImport.
 	Labels, Annotations map[string]string
+	// Policy says which clusters serve it.
+	Policy Policy
 	// Clusters that contribute, sorted.
 	Clusters []string
 	// Conflicts between the contributions, in the fixed order of the checks.
@@ -59,6 +61,10 @@ type Conflict struct {
 	// Message names the field, the winner and the losers.
 	Message string
 }
+
+// ReasonPolicyConflict is our own: exports differ in the annotations fastnet.dev/affinity, prefer, min-local-percent or
+// balance. Weights differ by their nature.
+const ReasonPolicyConflict mcsv1beta1.ServiceExportConditionReason = "PolicyConflict"
 
 // Merge says what contributions, all to the same service and at most one a cluster, come to. Where they differ, the oldest
 // export wins; equal ages are settled by the lower cluster ID. It reports false where there are none.
@@ -91,6 +97,7 @@ func Merge(contributions []Contribution) (Service, bool) {
 		service.Clusters = append(service.Clusters, c.Cluster)
 	}
 	slices.Sort(service.Clusters)
+	service.Policy = policyOf(byAge)
 	service.Conflicts = conflicts(byAge)
 	return service, true
 }
@@ -184,6 +191,9 @@ func conflicts(byAge []Contribution) []Conflict {
 	check(mcsv1beta1.ServiceExportReasonIPFamilyConflict, "ipFamilies", func(e v1alpha1.ExportedServiceSpec) string {
 		return strings.Join(slices.Sorted(slices.Values(e.IPFamilies)), ",")
 	})
+	if conflict, ok := policyConflict(byAge); ok {
+		found = append(found, conflict)
+	}
 	return found
 }
 

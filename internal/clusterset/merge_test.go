@@ -195,6 +195,10 @@ func random(r *rand.Rand) []Contribution {
 			if r.IntN(2) == 0 {
 				e.InternalTrafficPolicy = ptr(pick("Cluster", "Local"))
 			}
+			e.Affinity, e.Balance = pick("", "", "local", "none"), pick("", "", "ip", "dns")
+			e.Prefer = [][]string{nil, nil, {"c1"}, {"c2", "c1"}}[r.IntN(4)]
+			e.MinLocalPercent = []*int32{nil, nil, ptr(int32(0)), ptr(int32(50))}[r.IntN(4)]
+			e.Weight = []*int32{nil, ptr(int32(0)), ptr(int32(5))}[r.IntN(3)]
 			if r.IntN(2) == 0 {
 				e.TrafficDistribution = ptr(pick("PreferClose", "PreferSameNode"))
 			}

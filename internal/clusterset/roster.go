@@ -49,6 +49,9 @@ func NewRoster(members []v1alpha1.Member) (Roster, error) {
 // Member is the cluster ID of the member that writes in a namespace of the broker, or "".
 func (r Roster) Member(namespace string) string { return r.members[namespace] }
 
+// Has says whether a cluster is a member.
+func (r Roster) Has(cluster string) bool { return r.ids[cluster] }
+
 // CheckClusterID says what is wrong with a cluster ID: it is one or two DNS labels, and short enough for a label value.
 func CheckClusterID(id string) error {
 	labels := strings.Split(id, ".")
@@ -173,6 +176,7 @@ func CheckExport(e *v1alpha1.ExportedServiceSpec) error {
 	if d := e.TrafficDistribution; d != nil {
 		c.oneOf("trafficDistribution", *d, corev1.ServiceTrafficDistributionPreferClose, corev1.ServiceTrafficDistributionPreferSameZone, corev1.ServiceTrafficDistributionPreferSameNode)
 	}
+	c.checkPolicy(e)
 	size := 0
 	for key, value := range e.ExportedLabels {
 		size += len(key) + len(value)

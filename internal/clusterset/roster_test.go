@@ -101,6 +101,11 @@ func TestCheckExport(t *testing.T) {
 		`address "fe80::1"`:         func(e *spec) { e.Addresses = []string{"fe80::1"} },
 		`address "::ffff:10.0.0.1"`: func(e *spec) { e.Addresses = []string{"::ffff:10.0.0.1"} },
 		`address "fd00:0:0::1"`:     func(e *spec) { e.Addresses = []string{"fd00:0:0::1"} },
+		"affinity is":               func(e *spec) { e.Affinity = "far" },
+		"balance is":                func(e *spec) { e.Balance = "luck" },
+		"weight is -1":              func(e *spec) { e.Weight = ptr(int32(-1)) },
+		"minLocalPercent is 101":    func(e *spec) { e.MinLocalPercent = ptr(int32(101)) },
+		"prefer: cluster a comes":   func(e *spec) { e.Prefer = []string{"a", "b", "a"} },
 		`address "255.255.255.255"`: func(e *spec) { e.Addresses = []string{"255.255.255.255"} },
 	} {
 		t.Run(want, func(t *testing.T) {
