@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -119,9 +120,37 @@ func adoptService(have, want *corev1.Service) {
 }
 
 func adoptSlice(have, want *discoveryv1.EndpointSlice) {
+	endpoints := !equality.Semantic.DeepEqual(have.Endpoints, want.Endpoints) || !equality.Semantic.DeepEqual(have.Ports, want.Ports)
+	other := !maps.Equal(have.Labels, want.Labels) || !maps.Equal(timeless(have.Annotations), timeless(want.Annotations))
+	have.Annotations = timed(have.Annotations, want.Annotations, endpoints, other)
 	have.Labels = want.Labels
-	have.Annotations = want.Annotations
 	have.Endpoints, have.Ports = want.Endpoints, want.Ports
+}
+
+// timed are the annotations wanted, with the time at which endpoints last changed as it belongs to this write. It comes along
+// when the endpoints do. It goes when the write has another reason, such as that the slice now serves: who measures by it
+// would count from a change long ago; Kubernetes' own controller does the same. It is no reason for a write by itself.
+func timed(have, want map[string]string, endpoints, other bool) map[string]string {
+	const key = corev1.EndpointsLastChangeTriggerTime
+	if endpoints {
+		return want
+	}
+	all := timeless(want)
+	if at, ok := have[key]; ok && !other {
+		all = maps.Clone(all)
+		set(&all, key, at)
+	}
+	return all
+}
+
+// timeless are annotations without the time at which endpoints last changed.
+func timeless(annotations map[string]string) map[string]string {
+	const key = corev1.EndpointsLastChangeTriggerTime
+	if _, ok := annotations[key]; ok {
+		annotations = maps.Clone(annotations)
+		delete(annotations, key)
+	}
+	return annotations
 }
 
 func adoptImport(have, want *mcsv1beta1.ServiceImport) {
@@ -135,6 +164,12 @@ func adoptExportedService(have, want *v1alpha1.ExportedService) {
 }
 
 func adoptExportedEndpoints(have, want *v1alpha1.ExportedEndpoints) {
+	endpoints := !equality.Semantic.DeepEqual(have.Spec, want.Spec)
+	annotations := maps.Clone(timeless(have.Annotations))
+	if at := changedAt(want); at != "" {
+		set(&annotations, corev1.EndpointsLastChangeTriggerTime, at)
+	}
+	have.Annotations = timed(have.Annotations, annotations, endpoints, !maps.Equal(have.Labels, want.Labels))
 	have.Labels, have.Spec = want.Labels, want.Spec
 }
 

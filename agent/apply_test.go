@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -203,6 +204,69 @@ func TestDerivedServiceAsksForItsOldAddresses(t *testing.T) {
 	}
 	if asked != "10.96.0.7" {
 		t.Errorf("asked for %q first, want 10.96.0.7", asked)
+	}
+}
+
+// The time of the last change comes with a change of endpoints, goes with any other, and is no reason for a write.
+func TestTimeOfTheLastChange(t *testing.T) {
+	const old, young = "2026-01-01T00:00:00Z", "2026-01-01T00:00:01.000000001Z"
+	at := func(slice *discoveryv1.EndpointSlice, time string) *discoveryv1.EndpointSlice {
+		slice.Annotations = map[string]string{annotationRecord: "r"}
+		if time != "" {
+			slice.Annotations[corev1.EndpointsLastChangeTriggerTime] = time
+		}
+		return slice
+	}
+	serving := func(slice *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+		slice.Labels[discoveryv1.LabelServiceName] = "derived"
+		return slice
+	}
+	const a, b = "10.0.0.1", "10.0.0.2"
+	for _, test := range []struct {
+		name       string
+		have, want *discoveryv1.EndpointSlice
+		time       string
+		write      bool
+	}{
+		{"nothing changed", at(sliceOf("s", a), old), at(sliceOf("s", a), old), old, false},
+		{"the endpoints changed", at(sliceOf("s", a), old), at(sliceOf("s", b), young), young, true},
+		{"they changed for a reason without a time", at(sliceOf("s", a), old), at(sliceOf("s", b), ""), "", true},
+		{"the time alone", at(sliceOf("s", a), old), at(sliceOf("s", a), young), old, false},
+		{"a time where there was none", at(sliceOf("s", a), ""), at(sliceOf("s", a), young), "", false},
+		{"the time alone, gone", at(sliceOf("s", a), old), at(sliceOf("s", a), ""), old, false},
+		{"who serves changed", at(sliceOf("s", a), old), serving(at(sliceOf("s", a), old)), "", true},
+		{"both changed", at(sliceOf("s", a), old), serving(at(sliceOf("s", b), young)), young, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			have := test.have.DeepCopy()
+			adoptSlice(have, test.want.DeepCopy())
+			if got := changedAt(have); got != test.time {
+				t.Errorf("time %q, want %q", got, test.time)
+			}
+			if write := !equality.Semantic.DeepEqual(have, test.have); write != test.write {
+				t.Errorf("a write: %t, want %t", write, test.write)
+			}
+			if have.Annotations[annotationRecord] != "r" {
+				t.Errorf("annotations %v", have.Annotations)
+			}
+
+			// A record on the broker goes by the same rules; what others noted on it stays.
+			record := func(s *discoveryv1.EndpointSlice) *v1alpha1.ExportedEndpoints {
+				return &v1alpha1.ExportedEndpoints{
+					ObjectMeta: metav1.ObjectMeta{Labels: s.Labels, Annotations: s.Annotations},
+					Spec:       v1alpha1.ExportedEndpointsSpec{Backends: []v1alpha1.Backend{{Addresses: s.Endpoints[0].Addresses}}},
+				}
+			}
+			published := record(test.have.DeepCopy())
+			published.Annotations["note"] = "x"
+			adoptExportedEndpoints(published, record(test.want.DeepCopy()))
+			if got := changedAt(published); got != test.time || published.Annotations["note"] != "x" {
+				t.Errorf("the record has time %q, want %q; annotations %v", got, test.time, published.Annotations)
+			}
+		})
+	}
+	if got := changedAt(at(sliceOf("s", a), "yesterday")); got != "" {
+		t.Errorf("%q is a time", got)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -174,12 +175,24 @@ func backendsOf(cluster string, key clusterset.Key, endpointSlices []*discoveryv
 				}
 				spec.Backends = append(spec.Backends, backend)
 			}
-			all = append(all, clusterset.Backends{Record: clusterset.BackendsName(cluster, slice.Name, key.Namespace, part), Spec: spec})
+			all = append(all, clusterset.Backends{
+				Record: clusterset.BackendsName(cluster, slice.Name, key.Namespace, part), Spec: spec, Changed: changedAt(slice),
+			})
 			part++
 		}
 	}
 	slices.SortFunc(all, func(a, b clusterset.Backends) int { return cmp.Compare(a.Record, b.Record) })
 	return all
+}
+
+// changedAt is when the endpoints of a slice, or of a record, last changed, "" where that is not known. It goes with them to
+// the clusters that import them, so that lighthouse and kube-proxy there can measure how long that took.
+func changedAt(object metav1.Object) string {
+	text := object.GetAnnotations()[corev1.EndpointsLastChangeTriggerTime]
+	if _, err := time.Parse(time.RFC3339Nano, text); err != nil {
+		return "" // a member could have written anything
+	}
+	return text
 }
 
 // publish adds the records of a contribution to the plan.
@@ -195,7 +208,11 @@ func (p *Plan) publish(s *Snapshot, c *clusterset.Contribution) (*v1alpha1.Expor
 	service := &v1alpha1.ExportedService{ObjectMeta: object(clusterset.ExportName(c.Cluster, key)), Spec: c.Export}
 	var endpoints []*v1alpha1.ExportedEndpoints
 	for _, b := range c.Backends {
-		endpoints = append(endpoints, &v1alpha1.ExportedEndpoints{ObjectMeta: object(b.Record), Spec: b.Spec})
+		record := &v1alpha1.ExportedEndpoints{ObjectMeta: object(b.Record), Spec: b.Spec}
+		if b.Changed != "" {
+			set(&record.Annotations, corev1.EndpointsLastChangeTriggerTime, b.Changed)
+		}
+		endpoints = append(endpoints, record)
 	}
 	p.ExportedServices = append(p.ExportedServices, service)
 	p.ExportedEndpoints = append(p.ExportedEndpoints, endpoints...)

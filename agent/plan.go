@@ -165,7 +165,7 @@ func (p *Plan) remoteContributions(s *Snapshot, roster clusterset.Roster) map[cl
 			p.problem("ExportedEndpoints", record, err)
 		case cluster != s.ClusterID:
 			from := source{clusterset.Key{Namespace: record.Spec.Namespace, Name: record.Spec.Service}, cluster}
-			backends[from] = append(backends[from], clusterset.Backends{Record: record.Name, Spec: record.Spec})
+			backends[from] = append(backends[from], clusterset.Backends{Record: record.Name, Spec: record.Spec, Changed: changedAt(record)})
 		}
 	}
 	contributions := map[clusterset.Key][]clusterset.Contribution{}
@@ -297,6 +297,7 @@ func (p *Plan) hold(s *Snapshot, known *mcsv1beta1.ServiceImport, own []clusters
 			for _, b := range back {
 				all = append(all, clusterset.Slice{
 					Cluster: cluster, Record: slice.Annotations[annotationRecord], Family: b.Spec.IPFamily, Ports: b.Spec.Ports, Backends: b.Spec.Backends,
+					Changed: b.Changed,
 				})
 			}
 		}

@@ -65,7 +65,7 @@ func (p Plan) String() string {
 			ports = append(ports, portText(port.Name, port.Port, port.Protocol, port.AppProtocol))
 		}
 		line("ExportedEndpoints %s/%s", e.Namespace, e.Name)
-		line("  of %s/%s, %s, ports %s", e.Spec.Namespace, e.Spec.Service, e.Spec.IPFamily, list(ports))
+		line("  of %s/%s, %s, ports %s%s", e.Spec.Namespace, e.Spec.Service, e.Spec.IPFamily, list(ports), changedText(e))
 		for _, backend := range e.Spec.Backends {
 			line("  %s %s%s%s%s", strings.Join(backend.Addresses, ","), state(backend.Ready, backend.Serving, backend.Terminating),
 				field("hostname", backend.Hostname), field("node", deref(backend.NodeName)), field("zone", deref(backend.Zone)))
@@ -118,6 +118,13 @@ func (p Plan) String() string {
 	return b.String()
 }
 
+func changedText(object metav1.Object) string {
+	if at := changedAt(object); at != "" {
+		return ", changed " + at
+	}
+	return ""
+}
+
 // policyText is what an export says of who serves: " affinity=none weight=3".
 func policyText(e v1alpha1.ExportedServiceSpec) string {
 	number := func(n *int32) string {
@@ -161,6 +168,7 @@ func printSlice(line printer, s *discoveryv1.EndpointSlice) {
 	if weight, ok := s.Annotations[v1alpha1.AnnotationWeight]; ok {
 		purpose += ", weight " + weight
 	}
+	purpose += changedText(s)
 	line("EndpointSlice %s/%s", s.Namespace, s.Name)
 	line("  %s of %s, cluster %s, ports %s, %s", s.AddressType, cmp.Or(s.Labels[v1alpha1.LabelServiceName], "no import"), s.Labels[v1alpha1.LabelSourceCluster], list(ports), purpose)
 	for _, e := range s.Endpoints {

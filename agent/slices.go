@@ -34,6 +34,9 @@ func (p *Plan) backendSlices(s *Snapshot, key clusterset.Key, spec mcsv1beta1.Se
 	for i, slice := range all {
 		object := newSlice(key, slice.Cluster, slice.Family, slice.Record)
 		object.Annotations = map[string]string{annotationRecord: slice.Record}
+		if slice.Changed != "" {
+			object.Annotations[corev1.EndpointsLastChangeTriggerTime] = slice.Changed
+		}
 		if spec.Type == mcsv1beta1.Headless {
 			weigh(object, policy)
 		}

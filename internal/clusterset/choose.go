@@ -21,6 +21,8 @@ type Slice struct {
 	// Ports are those of the merged service that this cluster exposes, under the merged service's names.
 	Ports    []v1alpha1.BackendPort
 	Backends []v1alpha1.Backend
+	// Changed is that of the record.
+	Changed string
 }
 
 // Slices are the backends of all contributions, sorted by cluster and record. A backend's port belongs to the merged
@@ -31,7 +33,7 @@ func (s Service) Slices(contributions []Contribution) []Slice {
 	names := PortNames(s.Spec)
 	for _, c := range contributions {
 		for _, b := range c.Backends {
-			slice := Slice{Cluster: c.Cluster, Record: b.Record, Family: b.Spec.IPFamily, Backends: b.Spec.Backends}
+			slice := Slice{Cluster: c.Cluster, Record: b.Record, Family: b.Spec.IPFamily, Backends: b.Spec.Backends, Changed: b.Changed}
 			for _, port := range b.Spec.Ports {
 				own := slices.IndexFunc(c.Export.Ports, func(p v1alpha1.ServicePort) bool {
 					return p.Name == port.Name && p.Protocol == port.Protocol

@@ -38,6 +38,8 @@ type Backends struct {
 	// Record is the name of the ExportedEndpoints; it is unique over all clusters (see Roster).
 	Record string
 	Spec   v1alpha1.ExportedEndpointsSpec
+	// Changed is when the endpoints last changed in their own cluster, as its EndpointSlice tells: RFC 3339, or "".
+	Changed string
 }
 
 // Service is what all contributions to one service come to.
