@@ -101,6 +101,10 @@ func (e *export) readPolicy(s *Snapshot, roster clusterset.Roster, object *mcsv1
 	if into.MinLocalPercent != nil && clusterset.EffectiveAffinity(*into) != v1alpha1.AffinityLocal {
 		problems = append(problems, fmt.Sprintf("%s has no effect without %s: %s", v1alpha1.AnnotationMinLocalPercent, v1alpha1.AnnotationAffinity, v1alpha1.AffinityLocal))
 	}
+	if into.Balance == v1alpha1.BalanceDNS && (into.MinLocalPercent != nil || into.Affinity != "" && into.Affinity != v1alpha1.AffinityLocal) {
+		problems = append(problems, fmt.Sprintf("%s and %s have no effect with %s: %s, which is local first",
+			v1alpha1.AnnotationAffinity, v1alpha1.AnnotationMinLocalPercent, v1alpha1.AnnotationBalance, v1alpha1.BalanceDNS))
+	}
 	if len(problems) > 0 {
 		e.warning = shorten(strings.Join(problems, "; "))
 		e.valid.Message += "; " + e.warning

@@ -208,8 +208,54 @@ func (p *Plan) exportStatus(s *Snapshot, key clusterset.Key, e export, has publi
 	p.Exports = append(p.Exports, status)
 }
 
-// importService adds what an import consists of: the derived Service, whose addresses the API server gives, the slices, and,
-// as soon as there are addresses, the ServiceImport. A ServiceImport without them would mean a service balanced by DNS.
+// byDNS says whether a service is balanced by DNS: as its exports have it, else as the ClusterSet has it, and while nobody
+// knows that, as it was.
+func byDNS(s *Snapshot, service clusterset.Service) bool {
+	known := s.Imports[service.Key]
+	switch {
+	case service.Spec.Type != mcsv1beta1.ClusterSetIP:
+		return false
+	case service.Policy.Balance != "":
+		return service.Policy.Balance == v1alpha1.BalanceDNS
+	case s.Broker.ClusterSet != nil:
+		return s.Broker.ClusterSet.Spec.Balance == v1alpha1.BalanceDNS
+	}
+	return known != nil && ours(known) && isByDNS(known)
+}
+
+// isByDNS says whether an import of ours is one that is balanced by DNS.
+func isByDNS(known *mcsv1beta1.ServiceImport) bool {
+	return known.Spec.Type == mcsv1beta1.ClusterSetIP && known.Annotations[v1alpha1.AnnotationDerivedService] == ""
+}
+
+// dnsPolicy puts an order of clusters into words that DNS knows. It always takes the local cluster first, and takes turns
+// among the others by their weights; so those whose turn has not come have weight 0, with which they still serve when the
+// preferred one is gone and nobody has told yet.
+func dnsPolicy(s *Snapshot, policy clusterset.Policy, all []clusterset.Slice) clusterset.Policy {
+	if len(policy.Prefer) == 0 {
+		return policy
+	}
+	policy.Affinity = v1alpha1.AffinityNone
+	weights := map[string]int32{}
+	for i, ports := range clusterset.Choose(s.ClusterID, policy, s.Reach.Of, all) {
+		cluster := all[i].Cluster
+		own, weighed := policy.Weights[cluster]
+		switch _, known := weights[cluster]; {
+		case len(ports) > 0 && weighed:
+			weights[cluster] = own
+		case len(ports) > 0:
+			weights[cluster] = 1
+		case !known:
+			weights[cluster] = 0
+		}
+	}
+	policy.Weights = weights
+	return policy
+}
+
+// importService adds what an import consists of. One with a clusterset IP has a derived Service, whose addresses the API server
+// gives, slices, and, as soon as there are addresses, the ServiceImport: without them it would mean a service balanced by DNS.
+// One of those has no derived Service, and the cluster-address slices are what it is balanced by.
 func (p *Plan) importService(s *Snapshot, service clusterset.Service, contributions []clusterset.Contribution) {
 	imported := &mcsv1beta1.ServiceImport{
 		ObjectMeta: metav1.ObjectMeta{
@@ -233,7 +279,8 @@ func (p *Plan) importService(s *Snapshot, service clusterset.Service, contributi
 
 	derived := ""
 	addressed := true
-	if service.Spec.Type == mcsv1beta1.ClusterSetIP {
+	dns := byDNS(s, service)
+	if service.Spec.Type == mcsv1beta1.ClusterSetIP && !dns {
 		derived = clusterset.DerivedName(service.Key)
 		set(&imported.Annotations, v1alpha1.AnnotationDerivedService, derived)
 		known := s.Services[clusterset.Key{Namespace: service.Key.Namespace, Name: derived}]
@@ -254,12 +301,18 @@ func (p *Plan) importService(s *Snapshot, service clusterset.Service, contributi
 		}
 	}
 	imported.Status.Conditions = []metav1.Condition{ready}
-	if addressed {
+	if known := s.Imports[service.Key]; addressed {
 		p.Imports = append(p.Imports, imported)
+	} else if known != nil && ours(known) && known.Spec.Type == mcsv1beta1.ClusterSetIP {
+		p.Imports = append(p.Imports, known) // as it was, balanced by DNS perhaps, until there is what replaces it
 	}
 
-	p.backendSlices(s, service.Key, service.Spec, service.Policy, derived, service.Slices(contributions))
-	if derived != "" {
+	all := service.Slices(contributions)
+	p.backendSlices(s, service.Key, service.Spec, service.Policy, derived, all)
+	if dns {
+		service.Policy = dnsPolicy(s, service.Policy, all)
+	}
+	if service.Spec.Type == mcsv1beta1.ClusterSetIP {
 		for _, c := range slices.SortedFunc(slices.Values(contributions), func(a, b clusterset.Contribution) int { return cmp.Compare(a.Cluster, b.Cluster) }) {
 			p.addressSlices(service.Key, service.Policy, c)
 		}
@@ -272,7 +325,7 @@ func (p *Plan) hold(s *Snapshot, known *mcsv1beta1.ServiceImport, own []clusters
 	key := clusterset.Key{Namespace: known.Namespace, Name: known.Name}
 	p.Imports = append(p.Imports, known)
 	derived := ""
-	if known.Spec.Type == mcsv1beta1.ClusterSetIP {
+	if known.Spec.Type == mcsv1beta1.ClusterSetIP && !isByDNS(known) {
 		derived = clusterset.DerivedName(key)
 		if service := s.Services[clusterset.Key{Namespace: key.Namespace, Name: derived}]; service != nil {
 			p.Services = append(p.Services, service)
@@ -306,7 +359,7 @@ func (p *Plan) hold(s *Snapshot, known *mcsv1beta1.ServiceImport, own []clusters
 		return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Record, b.Record))
 	})
 	p.backendSlices(s, key, known.Spec, policy, derived, all)
-	if derived != "" {
+	if known.Spec.Type == mcsv1beta1.ClusterSetIP {
 		for _, c := range own {
 			p.addressSlices(key, policy, c)
 		}

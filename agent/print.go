@@ -100,6 +100,9 @@ func (p Plan) String() string {
 		if policy := annotationsText(i.Annotations); policy != "" {
 			line("  serves by%s", policy)
 		}
+		if isByDNS(i) {
+			line("  balanced by DNS")
+		}
 		if derived := i.Annotations[v1alpha1.AnnotationDerivedService]; derived != "" {
 			line("  derived service %s", derived)
 		}

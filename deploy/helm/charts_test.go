@@ -65,6 +65,7 @@ func TestRenderedCharts(t *testing.T) {
 	}{
 		{"broker-empty", helm.Broker, "fastnet-broker", values{}},
 		{"broker", helm.Broker, "fastnet-broker", members},
+		{"broker-dns", helm.Broker, "fastnet-broker", values{"balance": "dns", "members": []any{values{"clusterID": "c1"}}}},
 		{"member-standalone", helm.Member, "fastnet-system", member(nil)},
 		{"member-cluster-dns", helm.Member, "fastnet-system", member(values{
 			"dns": values{"mode": "cluster", "clusterIPs": []any{"10.88.0.10", "fd00:88::a"}},

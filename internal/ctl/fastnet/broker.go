@@ -43,7 +43,7 @@ reach; it may be a member too. These commands run with an administrator's kubeco
 }
 
 func newBrokerDeploy(o *options) *cobra.Command {
-	var clusterset string
+	var clusterset, balance string
 	var members []string
 	command := &cobra.Command{
 		Use:   "deploy",
@@ -59,6 +59,9 @@ with the CRDs that it needs. Running it again upgrades it and keeps the members.
 					return err
 				}
 			}
+			if !slices.Contains([]string{"", v1alpha1.BalanceIP, v1alpha1.BalanceDNS}, balance) {
+				return ctl.Usagef("--balance %q is neither %s nor %s", balance, v1alpha1.BalanceIP, v1alpha1.BalanceDNS)
+			}
 			c, err := o.local(ctx)
 			if err != nil {
 				return err
@@ -73,6 +76,7 @@ with the CRDs that it needs. Running it again upgrades it and keeps the members.
 			if clusterset != "" {
 				roster.clusterset = clusterset
 			}
+			roster.balance = balance
 			for _, member := range members {
 				roster.add(member)
 			}
@@ -85,6 +89,7 @@ with the CRDs that it needs. Running it again upgrades it and keeps the members.
 		},
 	}
 	command.Flags().StringVar(&clusterset, "clusterset", "", `Name of the clusterset (default "clusterset", or the one there is)`)
+	command.Flags().StringVar(&balance, "balance", "", `How services that do not say it themselves are balanced over clusters: "ip" or "dns" (default "ip", or as it is)`)
 	command.Flags().StringArrayVar(&members, "member", nil, "ID of a cluster to put on the roster; may be given more than once")
 	return command
 }
@@ -218,6 +223,7 @@ type roster struct {
 	values     map[string]any
 	deployed   bool
 	clusterset string
+	balance    string // "" leaves it as it is
 	members    []string
 }
 
@@ -271,6 +277,9 @@ func (r *roster) toValues() map[string]any {
 		members = append(members, map[string]any{"clusterID": id})
 	}
 	values["clusterset"], values["members"] = r.clusterset, members
+	if r.balance != "" {
+		values["balance"] = r.balance
+	}
 	return values
 }
 
