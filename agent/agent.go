@@ -84,8 +84,9 @@ type Agent struct {
 	importer *converge.Loop // applies the local side
 	exporter *converge.Loop // applies the broker's side
 	reach    *reach
-	local    *target // used by importer alone
-	broker   *target // used by exporter alone
+	warned   map[clusterset.Key]string // Services that were told what is wrong with them; used by importer alone
+	local    *target                   // used by importer alone
+	broker   *target                   // used by exporter alone
 
 	mu       sync.Mutex
 	refused  map[string]string

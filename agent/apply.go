@@ -49,6 +49,15 @@ func (a *Agent) applyLocal(ctx context.Context, s *Snapshot, p *Plan) error {
 		}
 	}
 
+	exports := map[client.ObjectKey]*mcsv1beta1.ServiceExport{}
+	for key, e := range s.Exports {
+		if madeByUs(e) {
+			exports[key] = e
+		}
+	}
+
+	put(ctx, w, exports, p.GlobalExports, adoptExport)
+	prune(ctx, w, exports, p.GlobalExports)
 	put(ctx, w, mirrors, p.Mirrors, adoptEndpoint)
 	put(ctx, w, services, p.Services, adoptService)
 	put(ctx, w, ownSlices, p.Slices, adoptSlice)
@@ -64,6 +73,7 @@ func (a *Agent) applyLocal(ctx context.Context, s *Snapshot, p *Plan) error {
 	for _, status := range p.Exports {
 		a.putExportStatus(ctx, w, s.Exports[status.Key], status)
 	}
+	a.warn(s, p.Warnings)
 	return w.end()
 }
 

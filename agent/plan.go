@@ -51,6 +51,11 @@ type Plan struct {
 	Mirrors  []*v1alpha1.Endpoint
 	Exports  []ExportStatus
 
+	// GlobalExports are the ServiceExports that Services ask for by annotation.
+	GlobalExports []*mcsv1beta1.ServiceExport
+	// Warnings are told to users in events.
+	Warnings []Warning
+
 	// Problems are records that were skipped, each with the reason, sorted.
 	Problems []string
 	// Conflicts counts the exports of this cluster that are in conflict, by reason.
@@ -112,6 +117,7 @@ func BuildPlan(s *Snapshot) Plan {
 	for _, key := range sortedKeys(exports) {
 		p.exportStatus(s, key, exports[key], has, conflicts[key])
 	}
+	p.globals(s)
 	p.gateways(s, roster)
 	slices.Sort(p.Problems)
 	return p

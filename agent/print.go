@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/internal/clusterset"
@@ -111,9 +112,15 @@ func (p Plan) String() string {
 		}
 		printConditions(line, i.Status.Conditions)
 	}
+	for _, e := range p.GlobalExports {
+		line("ServiceExport %s of a global Service%s", client.ObjectKeyFromObject(e), annotationsText(e.Annotations))
+	}
 	for _, e := range p.Exports {
 		line("ServiceExport %s", e.Key)
 		printConditions(line, e.Conditions)
+	}
+	for _, w := range p.Warnings {
+		line("! Service %s: %s", w.Service, w.Message)
 	}
 	for _, problem := range p.Problems {
 		line("! %s", problem)

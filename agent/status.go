@@ -8,6 +8,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
+
+	"github.com/fastnet-io/fastnet/internal/clusterset"
 )
 
 // putImportStatus writes what an import's status lacks. The times of its conditions move only when their status does.
@@ -58,6 +60,19 @@ func (a *Agent) putExportStatus(ctx context.Context, r *round, observed *mcsv1be
 
 // reasonInvalidAnnotation is that of events about annotations that say nothing, or nothing that can be done.
 const reasonInvalidAnnotation = "InvalidAnnotation"
+
+// warn tells of what is wrong with Services, each thing once. A Service has no status of ours to remember it by, so a new
+// agent says it again.
+func (a *Agent) warn(s *Snapshot, warnings []Warning) {
+	told := map[clusterset.Key]string{}
+	for _, w := range warnings {
+		if a.warned[w.Service] != w.Message {
+			a.config.Event(s.Services[w.Service].DeepCopy(), corev1.EventTypeWarning, reasonInvalidAnnotation, w.Message)
+		}
+		told[w.Service] = w.Message
+	}
+	a.warned = told
+}
 
 // worthAnEvent leaves out the good news that nobody waits for: a first NoConflicts, and being on the way.
 func worthAnEvent(before *metav1.Condition, now metav1.Condition) bool {

@@ -178,11 +178,16 @@ func (w *world) allocate(s *server, object client.Object) {
 func (w *world) poke() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	close(w.changed)
-	w.changed = make(chan struct{})
+	w.stir()
 	for _, a := range w.agents {
 		a.Poke()
 	}
+}
+
+// stir has every waiting test look again; w.mu is held.
+func (w *world) stir() {
+	close(w.changed)
+	w.changed = make(chan struct{})
 }
 
 // view reads the broker as its watches would.
@@ -259,6 +264,7 @@ func (w *world) agent(t testing.TB, cluster string) *Agent {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			s.events = append(s.events, fmt.Sprintf("%s %s %s", object.(client.Object).GetName(), kind, reason))
+			w.stir()
 		},
 		Now: func() time.Time { return start }, Metrics: prometheus.NewRegistry(),
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),

@@ -27,6 +27,8 @@ const (
 	// AnnotationGlobal, "true", on a Service exports it, unless AnnotationShared there is "false".
 	AnnotationGlobal = "fastnet.dev/global"
 	AnnotationShared = "fastnet.dev/shared"
+	// LabelGlobal, beside managed-by, marks a ServiceExport that was made because of AnnotationGlobal.
+	LabelGlobal = AnnotationGlobal
 
 	// Values of affinity and of balance.
 	AffinityLocal  = "local"

@@ -200,6 +200,8 @@ func (c *cluster) removeImports(ctx context.Context) error {
 	byUs := client.MatchingLabels{"app.kubernetes.io/managed-by": v1alpha1.ManagedBy}
 	slices := client.MatchingLabels{discoveryv1.LabelManagedBy: v1alpha1.ManagedBy}
 	return errors.Join(
+		// Those of Services that ask for it by annotation; users' own ServiceExports stay.
+		c.deleteAll(ctx, schema.GroupVersionKind{Group: "multicluster.x-k8s.io", Version: "v1beta1", Kind: "ServiceExport"}, byUs, client.HasLabels{v1alpha1.LabelGlobal}),
 		c.forgetExports(ctx),
 		c.deleteAll(ctx, discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), slices),
 		c.deleteAll(ctx, discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), byUs),
