@@ -207,6 +207,40 @@ func TestDerivedServiceAsksForItsOldAddresses(t *testing.T) {
 	}
 }
 
+// What is wrong with a Service is told once, and again when it is something else.
+func TestWarningsAreToldOnce(t *testing.T) {
+	w := newWorld(t)
+	service := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "sample", Name: "web", Annotations: map[string]string{v1alpha1.AnnotationGlobal: "maybe"}},
+		Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80, Protocol: "TCP"}}},
+	}
+	s := w.server("c1", dual, append(decode(t, w.scheme, []byte(inEveryCluster)), service)...)
+	w.server("broker", dual, decode(t, w.scheme, []byte(onTheBroker))...)
+	a := w.agent(t, "c1")
+	round := func(want int) {
+		t.Helper()
+		for range 2 {
+			if err := a.importRound(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := strings.Count(strings.Join(s.events, "\n"), "web Warning InvalidAnnotation"); got != want {
+			t.Errorf("%d warnings, want %d: %q", got, want, s.events)
+		}
+	}
+	round(1)
+	for n, value := range []string{"perhaps", "false", "perhaps"} {
+		if err := s.Get(t.Context(), client.ObjectKeyFromObject(service), service); err != nil {
+			t.Fatal(err)
+		}
+		service.Annotations[v1alpha1.AnnotationGlobal] = value
+		if err := s.Update(t.Context(), service); err != nil {
+			t.Fatal(err)
+		}
+		round([]int{2, 2, 3}[n])
+	}
+}
+
 // The time of the last change comes with a change of endpoints, goes with any other, and is no reason for a write.
 func TestTimeOfTheLastChange(t *testing.T) {
 	const old, young = "2026-01-01T00:00:00Z", "2026-01-01T00:00:01.000000001Z"

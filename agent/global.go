@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -23,16 +24,24 @@ type Warning struct {
 // globals adds the ServiceExports of Services that are exported by an annotation of their own: they are labelled as ours, and
 // go with the annotation. A ServiceExport that somebody else made is never touched, whatever the Service says.
 func (p *Plan) globals(s *Snapshot) {
-	for _, key := range sortedKeys(s.Services) {
+	var asking []clusterset.Key
+	for key, service := range s.Services {
+		_, global := service.Annotations[v1alpha1.AnnotationGlobal]
+		if _, shared := service.Annotations[v1alpha1.AnnotationShared]; global || shared {
+			asking = append(asking, key)
+		}
+	}
+	slices.SortFunc(asking, compareKeys)
+	for _, key := range asking {
 		service := s.Services[key]
 		global, problem := boolean(service.Annotations, v1alpha1.AnnotationGlobal, false)
 		shared, other := boolean(service.Annotations, v1alpha1.AnnotationShared, true)
-		problems := strings.Join(append(problem, other...), "; ")
-		if problems != "" {
-			p.Warnings = append(p.Warnings, Warning{key, problems})
+		problems := slices.Concat(problem, other)
+		if len(problems) > 0 {
+			p.Warnings = append(p.Warnings, Warning{key, strings.Join(problems, "; ")})
 		}
 		known := s.Exports[key]
-		if known != nil && madeByUs(known) && len(problem)+len(other) > 0 {
+		if known != nil && madeByUs(known) && len(problems) > 0 {
 			// It was exported, and then somebody mistyped: that is no word to take it away.
 			p.GlobalExports = append(p.GlobalExports, known)
 			continue
