@@ -283,6 +283,16 @@ func TestCutAndHeal(t *testing.T) {
 	}
 }
 
+func TestAffinity(t *testing.T) {
+	ctx, teller := stage(t)
+	tell(t, ctx, teller.Affinity)
+}
+
+func TestStoryCBalancedByDNS(t *testing.T) {
+	ctx, teller := stage(t)
+	tell(t, ctx, teller.BalancedByDNS)
+}
+
 func TestStoryA5Unexport(t *testing.T) {
 	ctx, teller := stage(t)
 	tell(t, ctx, teller.Unexport)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -167,6 +168,82 @@ func (t *Teller) LocalFirst(ctx context.Context) error {
 		t.run(ctx, "kubectl --context c1 -n sample rollout status deployment/whereami --timeout 60s"))
 	for _, family := range families {
 		steps = append(steps, t.until(ctx, "", curl(family.flag, serviceA, 6), from("c1", client...)))
+	}
+	return inOrder(steps...)
+}
+
+// Affinity has c2's pods serve c1 though c1 has its own, is told of a mistake, and goes back to local first. Both clusters
+// export.
+func (t *Teller) Affinity(ctx context.Context) error {
+	const annotate = "kubectl --context c2 -n sample annotate serviceexport whereami-cs "
+	each := func(check func(string) error) (steps []step) {
+		for _, family := range families {
+			steps = append(steps, t.until(ctx, "", curl(family.flag, serviceA, 6), check))
+		}
+		return steps
+	}
+	return inOrder(slices.Concat(
+		[]step{t.title("Affinity remote: c2's pods answer, though c1 has its own"), t.run(ctx, annotate+"fastnet.dev/affinity=remote")},
+		each(inCluster("c2")),
+		[]step{
+			t.run(ctx, annotate+"--overwrite fastnet.dev/affinity=sideways"),
+			t.until(ctx, "", "kubectl --context c2 -n sample get serviceexport whereami-cs -o jsonpath='{.status.conditions[*].message}'",
+				has("fastnet.dev/affinity is ignored")),
+			t.until(ctx, "", "kubectl --context c2 -n sample get events", has("InvalidAnnotation")),
+		},
+		each(inCluster("c1")),
+		[]step{t.run(ctx, annotate+"fastnet.dev/affinity-")},
+	)...)
+}
+
+// BalancedByDNS changes the clusterset over to DNS and back. Both clusters export, and the local one is answered while it has
+// pods.
+func (t *Teller) BalancedByDNS(ctx context.Context) error {
+	own := map[string][]string{}
+	for _, cluster := range []string{"c1", "c2"} {
+		var err error
+		own[cluster], err = t.addresses(ctx, "kubectl --context "+cluster+" -n sample get service whereami-cs -o jsonpath='{.spec.clusterIPs[*]}'")
+		if err != nil {
+			return err
+		}
+		if len(own[cluster]) != len(families) {
+			return fmt.Errorf("the service in %s has the addresses %q", cluster, own[cluster])
+		}
+	}
+	const ips = "kubectl --context c1 -n sample get serviceimport whereami-cs -o jsonpath='{.spec.ips[*]}'"
+	served := func(cluster string) (steps []step) {
+		for _, family := range families {
+			for _, address := range own[cluster] {
+				if strings.Contains(address, ":") == (family.record == "AAAA") {
+					steps = append(steps, t.until(ctx, "", dig(serviceA, family.record), lines(address)))
+				}
+			}
+			steps = append(steps, t.until(ctx, "", curl(family.flag, serviceA, 3), inCluster(cluster)))
+		}
+		return steps
+	}
+	steps := []step{
+		t.title("C. Balanced by DNS: the name answers an exporting cluster's own address, the local one first"),
+		t.run(ctx, "kubectl fastnet --context c1 broker deploy --balance dns"),
+		t.until(ctx, "", ips, lines()),
+	}
+	steps = append(steps, served("c1")...)
+	steps = append(steps, t.run(ctx, "kubectl --context c1 -n sample scale deployment/whereami --replicas 0"))
+	steps = append(steps, served("c2")...)
+	steps = append(steps,
+		t.run(ctx, "kubectl --context c1 -n sample scale deployment/whereami --replicas 3"),
+		t.run(ctx, "kubectl --context c1 -n sample rollout status deployment/whereami --timeout 60s"))
+	steps = append(steps, served("c1")...)
+	steps = append(steps,
+		t.run(ctx, "kubectl fastnet --context c1 broker deploy --balance ip"),
+		t.until(ctx, "", ips, func(out string) error {
+			if n := len(strings.Fields(out)); n != len(families) {
+				return fmt.Errorf("%d clusterset IPs", n)
+			}
+			return nil
+		}))
+	for _, family := range families {
+		steps = append(steps, t.until(ctx, "", curl(family.flag, serviceA, 3), inCluster("c1")))
 	}
 	return inOrder(steps...)
 }
