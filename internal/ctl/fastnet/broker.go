@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -352,6 +353,7 @@ func (o *options) undeployBroker(ctx context.Context, c *cluster, timeout time.D
 		if err != nil {
 			return err
 		}
+		var going []*apiextensionsv1.CustomResourceDefinition
 		for _, definition := range definitions {
 			if inMember && definition.Spec.Names.Plural == "endpoints" {
 				continue // this cluster is a member too
@@ -359,8 +361,21 @@ func (o *options) undeployBroker(ctx context.Context, c *cluster, timeout time.D
 			if err := client.IgnoreNotFound(c.Delete(ctx, definition)); err != nil {
 				return ctl.Explain("delete CRD "+definition.Name, err)
 			}
+			going = append(going, definition)
 		}
-		return nil
+		// A definition goes after its last object, which takes the API server a moment.
+		return ctl.Await(ctx, timeout, note, func(ctx context.Context) (string, error) {
+			for _, definition := range going {
+				err := c.Get(ctx, client.ObjectKeyFromObject(definition), &apiextensionsv1.CustomResourceDefinition{})
+				if err == nil {
+					return "CRD being deleted: " + definition.Name, nil
+				}
+				if !apierrors.IsNotFound(err) {
+					return "", err
+				}
+			}
+			return "", nil
+		})
 	})
 }
 
