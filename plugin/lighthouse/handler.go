@@ -73,16 +73,16 @@ func (l *Lighthouse) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.
 		l.counters.count(kindLabelUnknown, dns.RcodeServerFailure)
 		return dns.RcodeServerFailure, errNotSynced
 	}
-	if _, exists := z.namespaces.get(q.namespace); !exists || !l.serves(q.namespace) {
-		// "Missing namespace or service: NXDOMAIN."
+	if q.place == placeNamespace {
+		if _, exists := z.namespaces.get(q.namespace); exists && l.serves(q.namespace) {
+			// "An existing namespace: NODATA."
+			return l.send(w, r, &p, kindLabelApex)
+		}
 		return l.nameError(ctx, w, r, &p, true)
 	}
-	if q.place == placeNamespace {
-		// "An existing namespace: NODATA."
-		return l.send(w, r, &p, kindLabelApex)
-	}
 	s, exists := z.services.get(q.key)
-	if !exists || !s.selected.has(l.selector) {
+	if !exists || !s.selected.has(l.selector) || !l.serves(q.namespace) {
+		// "Missing namespace or service: NXDOMAIN."
 		return l.nameError(ctx, w, r, &p, true)
 	}
 	if z.reach.suspect {

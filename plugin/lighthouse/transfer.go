@@ -40,8 +40,7 @@ func (l *Lighthouse) Transfer(zoneName string, serial uint32) (<-chan []dns.RR, 
 		}
 		var keys []string
 		for key, s := range z.services.all() {
-			_, namespace := cutFirst(key)
-			if _, exists := z.namespaces.get(namespace); exists && l.serves(namespace) && s.selected.has(l.selector) {
+			if _, namespace := cutFirst(key); l.serves(namespace) && s.selected.has(l.selector) {
 				keys = append(keys, key)
 			}
 		}

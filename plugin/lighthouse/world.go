@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -286,6 +287,7 @@ func (w *world) setNamespace(name string, exists bool) {
 			delete(w.namespaces, name)
 			next.namespaces = next.namespaces.without(name)
 		}
+		w.rebuildNamespaces(next, map[string]struct{}{name: {}})
 		return true
 	})
 }
@@ -294,23 +296,33 @@ func (w *world) replaceNamespaces(objects []*namespaceObject) {
 	w.change(func(next *zone) bool {
 		old := w.namespaces
 		w.namespaces = map[string]struct{}{}
-		changed := false
+		changed := map[string]struct{}{}
 		for _, o := range objects {
-			name := o.name
-			w.namespaces[name] = struct{}{}
-			if _, found := old[name]; !found {
-				next.namespaces = next.namespaces.with(name, struct{}{})
-				changed = true
+			w.namespaces[o.name] = struct{}{}
+			if _, found := old[o.name]; !found {
+				next.namespaces = next.namespaces.with(o.name, struct{}{})
+				changed[o.name] = struct{}{}
 			}
 		}
 		for name := range old {
 			if _, found := w.namespaces[name]; !found {
 				next.namespaces = next.namespaces.without(name)
-				changed = true
+				changed[name] = struct{}{}
 			}
 		}
-		return changed
+		w.rebuildNamespaces(next, changed)
+		return len(changed) > 0
 	})
+}
+
+// rebuildNamespaces builds the services of namespaces that have come or gone. That is rare enough to look at every import for
+// it, and saves every query a look at the namespace.
+func (w *world) rebuildNamespaces(next *zone, names map[string]struct{}) {
+	for key, o := range w.imports {
+		if _, found := names[o.namespace]; found {
+			w.rebuild(next, key)
+		}
+	}
 }
 
 // setLocalID takes the value of the ClusterProperty, "" where there is none.
@@ -341,10 +353,16 @@ func (w *world) rebuildAll(next *zone, keys map[string]struct{}) bool {
 	return changed
 }
 
-// rebuild builds the record of one service into next, and tells whether it changed.
+// rebuild builds the record of one service into next, and tells whether it changed. A service whose namespace does not exist
+// has none; nor has one whose name is more than a label, which the API allows and no name in DNS can stand for.
 func (w *world) rebuild(next *zone, key string) bool {
 	old, existed := next.services.get(key)
 	o := w.imports[key]
+	if o != nil {
+		if _, exists := w.namespaces[o.namespace]; !exists || strings.Contains(o.name, ".") {
+			o = nil
+		}
+	}
 	if o == nil {
 		if existed {
 			w.held.add(old, -1)

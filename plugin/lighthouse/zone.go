@@ -17,7 +17,7 @@ type zone struct {
 	settled bool
 	// serial of the SOA record; it rises with every change of records.
 	serial uint32
-	// services by "service.namespace".
+	// services by "service.namespace", of namespaces that exist.
 	services table[*service]
 	// namespaces that exist in this cluster.
 	namespaces table[struct{}]
