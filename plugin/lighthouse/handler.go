@@ -30,6 +30,7 @@ type Lighthouse struct {
 	// serverAddresses are the addresses of ns.dns.<zone>: set when the server starts, before it answers.
 	serverAddresses []net.IP
 	counters        counters
+	authorities     authorities
 }
 
 var (
@@ -58,7 +59,7 @@ func (l *Lighthouse) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.
 
 	z := l.world.current.Load()
 	q := parseName(qname, zoneName)
-	p := reply{question: &r.Question[0], zone: zoneName, serial: z.serial, zoneTTL: l.ttl, ttl: l.ttl}
+	p := reply{question: &r.Question[0], zone: zoneName, names: &l.authorities, serial: z.serial, zoneTTL: l.ttl, ttl: l.ttl}
 
 	switch q.place {
 	case placeNowhere:

@@ -2,6 +2,7 @@ package lighthouse
 
 import (
 	"net/netip"
+	"sync"
 
 	"github.com/miekg/dns"
 )
@@ -15,6 +16,7 @@ type reply struct {
 	canonical string
 
 	zone    string // for the SOA record, whose TTL, and that of negative answers, is zoneTTL
+	names   *authorities
 	serial  uint32
 	zoneTTL uint32
 }
@@ -29,12 +31,26 @@ const (
 	maxGlueless = 200 // records that cannot come near the size of a message, whatever their names
 )
 
+// authorities are the names in the SOA records of a stanza's zones, joined once.
+type authorities struct{ zones sync.Map }
+
+type authority struct{ ns, mbox string }
+
+func (a *authorities) of(zone string) *authority {
+	if known, found := a.zones.Load(zone); found {
+		return known.(*authority)
+	}
+	known, _ := a.zones.LoadOrStore(zone, &authority{below(nsName, zone), below(mboxName, zone)})
+	return known.(*authority)
+}
+
 // soa is the zone's SOA record; its last field is the TTL of negative answers.
 func (p *reply) soa(owner string) dns.SOA {
+	names := p.names.of(p.zone)
 	return dns.SOA{
 		Hdr:     dns.RR_Header{Name: owner, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: p.zoneTTL},
-		Ns:      below(nsName, p.zone),
-		Mbox:    below(mboxName, p.zone),
+		Ns:      names.ns,
+		Mbox:    names.mbox,
 		Serial:  p.serial,
 		Refresh: soaRefresh,
 		Retry:   soaRetry,
@@ -44,7 +60,7 @@ func (p *reply) soa(owner string) dns.SOA {
 }
 
 func (p *reply) ns(owner string) dns.RR {
-	rr := &dns.NS{Ns: below(nsName, p.zone)}
+	rr := &dns.NS{Ns: p.names.of(p.zone).ns}
 	p.fill(&rr.Hdr, owner, dns.TypeNS)
 	return rr
 }

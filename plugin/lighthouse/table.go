@@ -6,18 +6,20 @@ import (
 )
 
 // table is a persistent map from names to values: with and without give a new table that shares all but one path with
-// the old one. It is a tree of fixed depth, not a trie that grows: at 250,000 names a bucket holds four, and a change
-// copies the root, one page and one bucket, about 8 KiB, whatever the size of the table.
+// the old one. It is a tree of fixed depth, not a trie that grows: at 250,000 names a chain holds four, and a change
+// copies the root, one page and one chain, about 4 KiB, whatever the size of the table.
 type table[V any] struct {
 	seed maphash.Seed
 	root *[256]*page[V]
 }
 
-type page[V any] [256][]entry[V]
+type page[V any] [256]*link[V]
 
-type entry[V any] struct {
+// link is a name in a chain of those that share a place.
+type link[V any] struct {
 	key   string
 	value V
+	next  *link[V]
 }
 
 func newTable[V any]() table[V] {
@@ -26,13 +28,11 @@ func newTable[V any]() table[V] {
 
 func (t table[V]) get(key string) (value V, found bool) {
 	hash := maphash.String(t.seed, key)
-	p := t.root[byte(hash)]
-	if p == nil {
-		return value, false
-	}
-	for _, e := range p[byte(hash>>8)] {
-		if e.key == key {
-			return e.value, true
+	if p := t.root[byte(hash)]; p != nil {
+		for l := p[byte(hash>>8)]; l != nil; l = l.next {
+			if l.key == key {
+				return l.value, true
+			}
 		}
 	}
 	return value, false
@@ -40,12 +40,8 @@ func (t table[V]) get(key string) (value V, found bool) {
 
 // with gives a table in which key has the value.
 func (t table[V]) with(key string, value V) table[V] {
-	t, bucket, at := t.copyPath(key)
-	if at < 0 {
-		*bucket = append(*bucket, entry[V]{key, value})
-	} else {
-		(*bucket)[at].value = value
-	}
+	t, chain := t.copyPath(key)
+	*chain = &link[V]{key, value, (*chain).without(key)}
 	return t
 }
 
@@ -54,34 +50,37 @@ func (t table[V]) without(key string) table[V] {
 	if _, found := t.get(key); !found {
 		return t
 	}
-	t, bucket, at := t.copyPath(key)
-	last := len(*bucket) - 1
-	(*bucket)[at] = (*bucket)[last]
-	(*bucket)[last] = entry[V]{}
-	*bucket = (*bucket)[:last]
+	t, chain := t.copyPath(key)
+	*chain = (*chain).without(key)
 	return t
 }
 
-// copyPath copies what lies between the root and key's bucket, and the bucket, and tells key's place in it, -1 for none.
-func (t table[V]) copyPath(key string) (_ table[V], bucket *[]entry[V], at int) {
+// without gives a chain that does not hold key: what stands before it is copied, what stands behind it shared.
+func (l *link[V]) without(key string) *link[V] {
+	switch {
+	case l == nil:
+		return nil
+	case l.key == key:
+		return l.next
+	}
+	rest := l.next.without(key)
+	if rest == l.next {
+		return l
+	}
+	return &link[V]{l.key, l.value, rest}
+}
+
+// copyPath copies what lies between the root and key's chain, and gives the place of the chain.
+func (t table[V]) copyPath(key string) (_ table[V], chain **link[V]) {
 	hash := maphash.String(t.seed, key)
 	root := *t.root
 	var p page[V]
 	if old := root[byte(hash)]; old != nil {
 		p = *old
 	}
-	old := p[byte(hash>>8)]
-	copied := make([]entry[V], len(old), len(old)+1)
-	copy(copied, old)
-	p[byte(hash>>8)] = copied
 	root[byte(hash)] = &p
 	t.root = &root
-	for i := range copied {
-		if copied[i].key == key {
-			return t, &p[byte(hash>>8)], i
-		}
-	}
-	return t, &p[byte(hash>>8)], -1
+	return t, &p[byte(hash>>8)]
 }
 
 // all gives every name and its value, in no order.
@@ -91,9 +90,9 @@ func (t table[V]) all() iter.Seq2[string, V] {
 			if p == nil {
 				continue
 			}
-			for _, bucket := range p {
-				for _, e := range bucket {
-					if !yield(e.key, e.value) {
+			for _, l := range p {
+				for ; l != nil; l = l.next {
+					if !yield(l.key, l.value) {
 						return
 					}
 				}

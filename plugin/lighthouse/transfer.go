@@ -23,7 +23,7 @@ func (l *Lighthouse) Transfer(zoneName string, serial uint32) (<-chan []dns.RR, 
 	if !z.synced {
 		return nil, errNotSynced
 	}
-	p := reply{zone: zoneName, serial: z.serial, zoneTTL: l.ttl, ttl: l.ttl}
+	p := reply{zone: zoneName, names: &l.authorities, serial: z.serial, zoneTTL: l.ttl, ttl: l.ttl}
 	batches := make(chan []dns.RR, 1)
 	soa := p.soa(zoneName)
 	if serial != 0 && int32(serial-z.serial) >= 0 {
