@@ -289,3 +289,42 @@ func stopInstance(t *testing.T, i *caddy.Instance) {
 		t.Error(err)
 	}
 }
+
+// BenchmarkSnapshot: from the file to being served, and from the world to the file, with 10,000 services and 250,000 backends.
+func BenchmarkSnapshot(b *testing.B) {
+	var text strings.Builder
+	text.WriteString("namespace shop\n")
+	for i := range 10_000 {
+		fmt.Fprintf(&text, "import shop/web-%d ClusterSetIP ips=10.96.%d.%d ports=http/tcp/80\n", i, i/250, i%250)
+	}
+	for i := range 2500 {
+		fmt.Fprintf(&text, "import shop/db-%d Headless\nslice shop/db-%[1]d west ports=pg/tcp/5432", i)
+		for n := range 100 {
+			fmt.Fprintf(&text, " db-%d=10.%d.%d.%d", n, i/250, i%250, n+1)
+		}
+		text.WriteString("\n")
+	}
+	w := newTestWorld(b, text.String())
+	path := filepath.Join(b.TempDir(), "snapshot")
+	write := func() {
+		from, _ := w.save()
+		if err := writeSnapshot(path, from); err != nil {
+			b.Fatal(err)
+		}
+	}
+	write()
+	b.Run("restore", func(b *testing.B) {
+		for b.Loop() {
+			from, err := readSnapshot(path)
+			if err != nil {
+				b.Fatal(err)
+			}
+			newWorld(resourceImports).restore(from, func(map[string]string) selection { return 0 })
+		}
+	})
+	b.Run("write", func(b *testing.B) {
+		for b.Loop() {
+			write()
+		}
+	})
+}
