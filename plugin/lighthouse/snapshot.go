@@ -208,8 +208,7 @@ func (w *world) restore(from *snapshot, selects func(map[string]string) selectio
 	w.setLocalID(from.LocalID)
 	w.change(func(next *zone) bool {
 		w.restored = true
-		w.settle(next)
-		return false
+		return w.settle(next)
 	})
 }
 

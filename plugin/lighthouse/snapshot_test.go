@@ -66,6 +66,24 @@ func TestSnapshotRoundTrip(t *testing.T) {
 	}
 }
 
+// TestSnapshotOfWhatIsGone: Gateways and a ClusterProperty that the API server knows nothing of any more do not outlive the
+// snapshot; while it has not told everything, they do.
+func TestSnapshotOfWhatIsGone(t *testing.T) {
+	from, _ := newTestWorld(t, "namespace shop\nlocal east\nimport shop/db Headless\nslice shop/db west ports=pg/tcp/5432 w=10.2.0.1\ngateway gw down=west").save()
+	w := newWorld(resourceImports, resourceGateways, resourceProperties)
+	w.restore(from, func(map[string]string) selection { return 0 })
+	l := newTestPlugin(w)
+	dnsCase{"restored", "db.shop A", nxdomain}.run(t, l)
+	w.setRefused(resourceGateways, true)
+	w.setRefused(resourceProperties, true)
+	dnsCase{"an API server that starts may deny kinds it has", "db.shop A", nxdomain}.run(t, l)
+	w.setSynced(resourceImports, true)
+	dnsCase{"no Gateways at all: every cluster is reachable", "db.shop A", "NOERROR\ndb.shop 5 IN A 10.2.0.1"}.run(t, l)
+	if id := w.current.Load().localID; id != "" {
+		t.Errorf("the local cluster is still %s", id)
+	}
+}
+
 // TestSnapshotUnsynced: what has not been read whole is not written over what was.
 func TestSnapshotUnsynced(t *testing.T) {
 	w := newWorld(resourceImports)

@@ -29,6 +29,7 @@ type world struct {
 	clusters   map[string]*cluster
 	unsynced   map[resource]struct{}
 	refused    map[resource]struct{} // unsynced, because the API server has no such resource or gives no right to it
+	absent     map[resource]struct{} // optional ones that the API server does not have
 	restored   bool                  // from a snapshot: what has not been read is served as it was last known
 	suspicion  suspicion
 	held       held
@@ -61,6 +62,7 @@ func newWorld(resources ...resource) *world {
 		clusters:   map[string]*cluster{},
 		unsynced:   map[resource]struct{}{},
 		refused:    map[resource]struct{}{},
+		absent:     map[resource]struct{}{},
 	}
 	for _, r := range resources {
 		w.unsynced[r] = struct{}{}
@@ -118,11 +120,11 @@ func (w *world) setSynced(r resource, synced bool) {
 		if synced {
 			delete(w.unsynced, r)
 			delete(w.refused, r)
+			delete(w.absent, r)
 		} else {
 			w.unsynced[r] = struct{}{}
 		}
-		w.settle(next)
-		return false
+		return w.settle(next)
 	})
 }
 
@@ -135,25 +137,35 @@ func (w *world) setRefused(r resource, missing bool) {
 		switch {
 		case missing && (r == resourceGateways || r == resourceProperties):
 			delete(w.unsynced, r)
+			w.absent[r] = struct{}{}
 		case missing && r == resourceImports && len(w.imports) == 0:
 			w.unsynced[r] = struct{}{}
 		}
 		if _, waiting := w.unsynced[r]; waiting {
 			w.refused[r] = struct{}{}
 		}
-		w.settle(next)
-		return false
+		return w.settle(next)
 	})
 }
 
-// settle tells next what is still to be read. Once all has been, the snapshot has done its work.
-func (w *world) settle(next *zone) {
+// settle tells next what is still to be read, and tells whether records changed. Once all has been read, the snapshot has done
+// its work, and what it holds of resources that are not there any more goes with it.
+func (w *world) settle(next *zone) (changed bool) {
 	next.synced = len(w.unsynced) == 0 || w.restored
 	next.settled = len(w.unsynced) == len(w.refused) || w.restored
-	if len(w.unsynced) == 0 && w.restored {
-		w.restored = false
-		servedSnapshot.Store(0)
+	if len(w.unsynced) > 0 || !w.restored {
+		return false
 	}
+	w.restored = false
+	servedSnapshot.Store(0)
+	if _, absent := w.absent[resourceGateways]; absent && len(w.gateways) > 0 {
+		clear(w.gateways)
+		changed = w.setReach(next)
+	}
+	if _, absent := w.absent[resourceProperties]; absent && next.localID != "" {
+		next.localID, changed = "", true
+	}
+	return changed
 }
 
 // waitingFor lists the resources that have not been read, sorted.
