@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -318,13 +319,54 @@ func removeNetwork() error {
 		wan.Close()
 	}
 	for _, name := range names {
-		path := filepath.Join(netnsDir, name)
-		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", path, err))
-		}
-		errs = append(errs, os.Remove(path))
+		errs = append(errs, removeSpace(filepath.Join(netnsDir, name)))
 	}
 	return errors.Join(errs...)
+}
+
+// removeSpace takes away a named network namespace.
+func removeSpace(path string) error {
+	unmount := func(path string) error {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+		return nil
+	}
+	if err := unmount(path); err != nil {
+		return err
+	}
+	err := os.Remove(path)
+	if !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	// The first `ip netns add` on a machine mounts the folder over itself, with all that is mounted in it. What was unmounted
+	// above is then the copy, and the lab's own mount is out of reach below it.
+	foreign, err := foreignSpaces()
+	if err != nil {
+		return err
+	}
+	if len(foreign) > 0 {
+		return fmt.Errorf("%s lies below network namespaces made with `ip netns`: delete %s and run this again", path, strings.Join(foreign, ", "))
+	}
+	if err := errors.Join(unmount(netnsDir), unmount(path)); err != nil {
+		return err
+	}
+	return os.Remove(path)
+}
+
+// foreignSpaces lists the named network namespaces that are not the lab's.
+func foreignSpaces() ([]string, error) {
+	entries, err := os.ReadDir(netnsDir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, entry := range entries {
+		if !ownSpace.MatchString(entry.Name()) {
+			names = append(names, entry.Name())
+		}
+	}
+	return names, nil
 }
 
 func deleteLink(h *netlink.Handle, name string) error {
