@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 )
@@ -139,7 +140,10 @@ func (i *savedSlice) restore() *sliceObject {
 		if len(i.Backends) < 16*(at+1) {
 			break
 		}
-		s.addBackend(hostname, netip.AddrFrom16([16]byte(i.Backends[16*at:])).Unmap())
+		addr := netip.AddrFrom16([16]byte(i.Backends[16*at:])).Unmap()
+		if usable(addr) && (hostname == "" || isLabel(hostname)) {
+			s.addBackend(hostname, addr)
+		}
 	}
 	s.orderBackends()
 	return s
@@ -222,21 +226,28 @@ type snapshotFile struct {
 	failing bool
 }
 
-// snapshotOwners are the sources that write to a path now. After a reload two of them have it for a moment: the one that came
-// later is right.
+// snapshotOwners are the sources that have a path now, the last of which writes there. In a reload there are two for a moment;
+// where it fails, the first is left and goes on.
 var snapshotOwners = struct {
 	sync.Mutex
-	of map[string]*snapshotFile
-}{of: map[string]*snapshotFile{}}
+	of map[string][]*snapshotFile
+}{of: map[string][]*snapshotFile{}}
+
+// owns tells whether f is to write. The owners are locked.
+func (f *snapshotFile) owns() bool {
+	all := snapshotOwners.of[f.path]
+	return len(all) > 0 && all[len(all)-1] == f
+}
 
 // load reads the file into the world, unless there is none. After a reload, what the source before knew is written first.
 func (f *snapshotFile) load(selects func(map[string]string) selection) {
 	snapshotOwners.Lock()
 	defer snapshotOwners.Unlock()
-	if before := snapshotOwners.of[f.path]; before != nil {
-		before.write()
+	before := snapshotOwners.of[f.path]
+	if len(before) > 0 {
+		before[len(before)-1].write()
 	}
-	snapshotOwners.of[f.path] = f
+	snapshotOwners.of[f.path] = append(before, f)
 	from, err := readSnapshot(f.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -275,8 +286,11 @@ func (f *snapshotFile) end() {
 	f.save()
 	snapshotOwners.Lock()
 	defer snapshotOwners.Unlock()
-	if snapshotOwners.of[f.path] == f {
+	left := slices.DeleteFunc(snapshotOwners.of[f.path], func(o *snapshotFile) bool { return o == f })
+	if len(left) == 0 {
 		delete(snapshotOwners.of, f.path)
+	} else {
+		snapshotOwners.of[f.path] = left
 	}
 }
 
@@ -284,7 +298,7 @@ func (f *snapshotFile) end() {
 func (f *snapshotFile) save() {
 	snapshotOwners.Lock()
 	defer snapshotOwners.Unlock()
-	if snapshotOwners.of[f.path] == f {
+	if f.owns() {
 		f.write()
 	}
 }

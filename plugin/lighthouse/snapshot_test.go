@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -81,6 +82,28 @@ func TestSnapshotOfWhatIsGone(t *testing.T) {
 	dnsCase{"no Gateways at all: every cluster is reachable", "db.shop A", "NOERROR\ndb.shop 5 IN A 10.2.0.1"}.run(t, l)
 	if id := w.current.Load().localID; id != "" {
 		t.Errorf("the local cluster is still %s", id)
+	}
+}
+
+// TestSnapshotAfterFailedReload: the source that is left goes on writing when the one that came later has ended.
+func TestSnapshotAfterFailedReload(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "snapshot")
+	open := func() *snapshotFile {
+		f := &snapshotFile{path: path, world: newTestWorld(t, shop), stop: make(chan struct{}), done: make(chan struct{})}
+		f.load(func(map[string]string) selection { return 0 })
+		go f.run()
+		return f
+	}
+	first := open()
+	open().end()
+	first.world.setNamespace("later", true)
+	first.end()
+	read, err := readSnapshot(path)
+	if err != nil || !slices.Contains(read.Namespaces, "later") {
+		t.Errorf("the change is not in the file: %v", err)
+	}
+	if left := snapshotOwners.of[path]; left != nil {
+		t.Errorf("%d sources still have the file", len(left))
 	}
 }
 
