@@ -1,5 +1,11 @@
 package v1alpha1
 
+import "time"
+
+// TombstoneLives is how long a record stays on the broker after it was withdrawn: longer than any agent that is at work takes to
+// see it, restarts and outages of its own included.
+const TombstoneLives = 10 * time.Minute
+
 // Labels, annotations and names that more than one part reads.
 const (
 	// LabelSourceCluster holds the ID of the cluster that an object speaks for: on Fastnet's own objects, and on the
@@ -39,6 +45,11 @@ const (
 	// LabelServiceNamespace and LabelService on ExportedService and ExportedEndpoints name the exported service.
 	LabelServiceNamespace = "fastnet.dev/service-namespace"
 	LabelService          = "fastnet.dev/service"
+
+	// AnnotationVersion on ExportedService and ExportedEndpoints is when the record was written: decimal milliseconds since
+	// 1970, and more than what the record had before, so that it never falls for one record. A broker that was restored from
+	// a backup shows older versions than were seen before; without the annotation a record is older than any with it.
+	AnnotationVersion = "fastnet.dev/version"
 
 	// LabelGatewayNode, "true", on a Node makes it a gateway node.
 	LabelGatewayNode = "fastnet.dev/gateway"

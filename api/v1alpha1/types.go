@@ -67,6 +67,10 @@ type ExportedServiceSpec struct {
 	// namespace and name of the Service, the same in every cluster.
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
+	// withdrawn makes this a tombstone: the record counts as gone, at once, whatever else it says. Its owner writes it in place
+	// of what it no longer exports, and deletes it when everybody has seen it.
+	// +optional
+	Withdrawn bool `json:"withdrawn,omitempty"`
 	// type is ClusterSetIP or Headless.
 	// +kubebuilder:validation:Enum=ClusterSetIP;Headless
 	Type string `json:"type"`
@@ -169,6 +173,10 @@ type ExportedEndpointsSpec struct {
 	// namespace and service name the exported service.
 	Namespace string `json:"namespace"`
 	Service   string `json:"service"`
+	// withdrawn makes this a tombstone: the record counts as gone, at once, whatever else it says. Its owner writes it in place
+	// of what it no longer exports, and deletes it when everybody has seen it.
+	// +optional
+	Withdrawn bool `json:"withdrawn,omitempty"`
 	// ipFamily of all addresses here.
 	// +kubebuilder:validation:Enum=IPv4;IPv6
 	IPFamily string `json:"ipFamily"`

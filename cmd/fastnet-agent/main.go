@@ -134,7 +134,7 @@ func run(ctx context.Context, c config) error {
 	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: core.Events("")})
 
 	var poke func()
-	remote, err := broker.New(brokerConfig, namespace, scheme, func() { poke() })
+	remote, err := broker.New(brokerConfig, namespace, scheme, func(broker.Change) { poke() })
 	if err != nil {
 		return err
 	}

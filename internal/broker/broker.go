@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,8 +15,11 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
@@ -66,15 +70,15 @@ func mapper() meta.RESTMapper {
 	add(discoveryv1.SchemeGroupVersion, "EndpointSlice", "endpointslice", "endpointslices", meta.RESTScopeNamespace)
 	add(schema.GroupVersion(mcsv1beta1.GroupVersion), "ServiceExport", "serviceexport", "serviceexports", meta.RESTScopeNamespace)
 	add(schema.GroupVersion(mcsv1beta1.GroupVersion), "ServiceImport", "serviceimport", "serviceimports", meta.RESTScopeNamespace)
-	return kinds{m}
+	return mapped{m}
 }
 
-// kinds maps the list kinds too, by which a cache of one namespace asks.
-type kinds struct{ *meta.DefaultRESTMapper }
+// mapped maps the list kinds too, by which a cache of one namespace asks.
+type mapped struct{ *meta.DefaultRESTMapper }
 
-func (k kinds) RESTMapping(kind schema.GroupKind, versions ...string) (*meta.RESTMapping, error) {
+func (m mapped) RESTMapping(kind schema.GroupKind, versions ...string) (*meta.RESTMapping, error) {
 	kind.Kind = strings.TrimSuffix(kind.Kind, "List")
-	return k.DefaultRESTMapper.RESTMapping(kind, versions...)
+	return m.DefaultRESTMapper.RESTMapping(kind, versions...)
 }
 
 // Local makes the cache and the writing client of the agent's own cluster.
@@ -96,67 +100,46 @@ func Local(config *rest.Config, scheme *runtime.Scheme) (cache.Cache, client.Wit
 
 // Broker is a connection to the broker. Make it with New; it does nothing until Run.
 type Broker struct {
+	*Records
 	// Writer writes to the broker, past the watches.
 	Writer client.Client
 
-	records   *Records
-	cache     cache.Cache
-	poke      func()
-	handlers  []toolscache.ResourceEventHandlerRegistration
-	synced    atomic.Bool
+	client    client.WithWatch
 	connected atomic.Bool
 }
 
 // Times of a connection.
 const (
-	// HoldFor is how long an object that vanished while nobody watched is held: time for its owner's agent to notice, to
-	// come back from a restart if need be, and to write it again.
-	HoldFor = 2 * time.Minute
 	// probeEvery and probeTimeout bound how late a change of the connection is noticed.
-	probeEvery   = 5 * time.Second
+	probeEvery   = 2 * time.Second
 	probeTimeout = 5 * time.Second
 )
 
-// New makes a connection. Poke is called on every change of what View says.
-func New(config *rest.Config, namespace string, scheme *runtime.Scheme, poke func()) (*Broker, error) {
-	objects, err := cache.New(config, cache.Options{Scheme: scheme, Mapper: mapper(), DefaultTransform: cache.TransformStripManagedFields()})
-	if err != nil {
-		return nil, fmt.Errorf("cache of the broker: %w", err)
-	}
-	writer, err := client.New(config, client.Options{Scheme: scheme, Mapper: mapper()})
+// backoff is between attempts to list and watch a broker that is away. It is short: whoever waits for the broker should be up
+// to date in seconds after its return, and what an attempt costs is a refused connection.
+var backoff = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 5, Cap: 3 * time.Second}
+
+// New makes a connection. Poke is called on every change of what views say.
+func New(config *rest.Config, namespace string, scheme *runtime.Scheme, poke func(Change)) (*Broker, error) {
+	c, err := client.NewWithWatch(config, client.Options{Scheme: scheme, Mapper: mapper()})
 	if err != nil {
 		return nil, fmt.Errorf("client of the broker: %w", err)
 	}
-	return &Broker{Writer: writer, records: NewRecords(namespace, HoldFor, time.Now), cache: objects, poke: poke}, nil
+	return &Broker{Records: NewRecords(namespace, poke), Writer: c, client: c}, nil
 }
 
 // Run watches the broker until the context ends, however often the broker goes away and comes back.
 func (b *Broker) Run(ctx context.Context) error {
-	for _, kind := range []client.Object{&v1alpha1.ClusterSet{}, &v1alpha1.ExportedService{}, &v1alpha1.ExportedEndpoints{}, &v1alpha1.Endpoint{}} {
-		informer, err := b.cache.GetInformer(ctx, kind, cache.BlockUntilSynced(false))
-		if err != nil {
-			return fmt.Errorf("watch %T on the broker: %w", kind, err)
-		}
-		handler, err := informer.AddEventHandler(poking{b.records, b.poke})
-		if err != nil {
-			return fmt.Errorf("watch %T on the broker: %w", kind, err)
-		}
-		b.handlers = append(b.handlers, handler)
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	for _, source := range b.sources() {
+		reflector := toolscache.NewReflectorWithOptions(source, source.object, source, toolscache.ReflectorOptions{
+			Name: "broker", TypeDescription: source.name, Backoff: &backoff,
+		})
+		tasks.Go(func() { reflector.RunWithContext(ctx) })
 	}
-	go b.probe(ctx)
-	go b.waitForSync(ctx)
-	return b.cache.Start(ctx)
-}
-
-// waitForSync sets synced when every handler has seen every object of the first lists.
-func (b *Broker) waitForSync(ctx context.Context) {
-	for _, handler := range b.handlers {
-		if !toolscache.WaitForCacheSync(ctx.Done(), handler.HasSynced) {
-			return
-		}
-	}
-	b.synced.Store(true)
-	b.poke()
+	tasks.Go(func() { b.probe(ctx) })
+	return nil
 }
 
 func (b *Broker) probe(ctx context.Context) {
@@ -181,26 +164,92 @@ func (b *Broker) probeOnce(ctx context.Context) {
 		return
 	}
 	if b.connected.Swap(answered) != answered {
-		b.poke()
+		b.poke(Change{All: true})
 	}
-}
-
-// View is what the broker holds, as far as this process knows.
-func (b *Broker) View() View {
-	view := b.records.View()
-	view.Synced = b.synced.Load()
-	return view
 }
 
 // Connected says whether the broker answered the last probe.
 func (b *Broker) Connected() bool { return b.connected.Load() }
 
-// poking pokes after the records have taken each event.
-type poking struct {
+// source is one kind on the broker: where a reflector lists and watches it, and where it puts what it hears.
+//
+// Records are the reflector's own store. An informer would keep every object a second time, and forget an absent one before
+// it tells anybody.
+type source struct {
 	*Records
-	poke func()
+	client client.WithWatch
+	name   string
+	object client.Object
+	list   func() client.ObjectList
 }
 
-func (p poking) OnAdd(object any, initial bool) { p.Records.OnAdd(object, initial); p.poke() }
-func (p poking) OnUpdate(old, object any)       { p.Records.OnUpdate(old, object); p.poke() }
-func (p poking) OnDelete(object any)            { p.Records.OnDelete(object); p.poke() }
+func (b *Broker) sources() []*source {
+	return []*source{
+		{b.Records, b.client, "clustersets", &v1alpha1.ClusterSet{}, func() client.ObjectList { return &v1alpha1.ClusterSetList{} }},
+		{b.Records, b.client, "exportedservices", &v1alpha1.ExportedService{}, func() client.ObjectList { return &v1alpha1.ExportedServiceList{} }},
+		{b.Records, b.client, "exportedendpoints", &v1alpha1.ExportedEndpoints{}, func() client.ObjectList { return &v1alpha1.ExportedEndpointsList{} }},
+		{b.Records, b.client, "endpoints", &v1alpha1.Endpoint{}, func() client.ObjectList { return &v1alpha1.EndpointList{} }},
+	}
+}
+
+// List lists what is there now. A reflector begins by asking for whatever an API server has in its cache, which may be from
+// before what we saw already.
+func (s *source) List(options metav1.ListOptions) (runtime.Object, error) {
+	return s.ListWithContext(context.Background(), options)
+}
+
+// ListWithContext is List within a context.
+func (s *source) ListWithContext(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+	if options.ResourceVersion == "0" {
+		options.ResourceVersion = ""
+	}
+	list := s.list()
+	if err := s.client.List(ctx, list, &client.ListOptions{Raw: &options}); err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+// Watch watches.
+func (s *source) Watch(options metav1.ListOptions) (watch.Interface, error) {
+	return s.WatchWithContext(context.Background(), options)
+}
+
+// WatchWithContext is Watch within a context.
+func (s *source) WatchWithContext(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+	return s.client.Watch(ctx, s.list(), &client.ListOptions{Raw: &options})
+}
+
+// Add takes an object that a watch tells of.
+func (s *source) Add(object any) error { return s.take(object, s.Records.Put) }
+
+// Update takes an object that a watch tells of.
+func (s *source) Update(object any) error { return s.take(object, s.Records.Put) }
+
+// Delete takes an object that a watch saw deleted.
+func (s *source) Delete(object any) error { return s.take(object, s.Records.Delete) }
+
+func (s *source) take(object any, put func(client.Object)) error {
+	record, ok := object.(client.Object)
+	if !ok {
+		return fmt.Errorf("%T in a watch of %s", object, s.name)
+	}
+	record.SetManagedFields(nil)
+	put(record)
+	return nil
+}
+
+// Replace takes a whole list.
+func (s *source) Replace(list []any, _ string) error {
+	objects := make([]client.Object, 0, len(list))
+	for _, object := range list {
+		if err := s.take(object, func(record client.Object) { objects = append(objects, record) }); err != nil {
+			return err
+		}
+	}
+	s.Records.Replace(s.object, objects)
+	return nil
+}
+
+// Resync does nothing: there is no period to it.
+func (s *source) Resync() error { return nil }

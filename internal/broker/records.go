@@ -2,14 +2,12 @@ package broker
 
 import (
 	"cmp"
-	"fmt"
-	"maps"
+	"container/list"
 	"slices"
 	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
-	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
@@ -25,105 +23,444 @@ type View struct {
 	Services  []*v1alpha1.ExportedService
 	Endpoints []*v1alpha1.ExportedEndpoints
 	Gateways  []*v1alpha1.Endpoint
-	// Held is how many of the objects above are no longer on the broker and held for the time being.
+	// Withdrawn are the tombstones in this member's own namespace, ExportedServices and ExportedEndpoints. Those of others are
+	// nowhere: what they withdrew is gone.
+	Withdrawn []client.Object
+	// Held is how many of the objects above the broker no longer has, or has only an older copy of.
 	Held int
 }
 
-// Records keeps what the watches of a broker tell, and makes Views of it.
-//
-// An object that somebody deletes is gone at once: the watch says so. An object that is merely absent after the watch was
-// lost and its kind listed anew may have been deleted meanwhile, or the broker may have been restored from a backup that is
-// older than the object. It is held for a time, in which its owner, if it still exports it, has written it again.
-//
-// The informer's own store would not do: it forgets the absent object before it tells anybody.
-type Records struct {
-	own  string // namespace whose objects are never held: their owner is here, and writes them again
-	hold time.Duration
-	now  func() time.Time
+// Change says what a watch of the broker told of. Its zero value tells of nothing.
+type Change struct {
+	// Service is the service, by its namespace and name in the clusters, of a record that changed; zero for none.
+	Service types.NamespacedName
+	// Gateways says that an Endpoint of a gateway changed.
+	Gateways bool
+	// All says that anything may have changed: the roster, the connection, whether all is listed.
+	All bool
+}
 
-	mu      sync.Mutex
-	objects map[id]client.Object
-	absent  map[id]time.Time // since when
+// Records keeps what the watches of a broker tell, and makes Views of it. What it holds changes by Put, Delete and Replace, and
+// by time alone when something was held long enough; poke is told of each change, outside of any lock.
+//
+// Three things happen to a broker that its clients must not take for the word of a record's owner:
+//
+//   - A record is absent from a list, after a watch was lost. It may have been deleted meanwhile, or the broker may have been
+//     restored from a backup that is older than the record. It is held for HoldFor, in which its owner, if it still exports
+//     it, has written it again. One that somebody deletes while we watch is gone at once, and so is one that is withdrawn.
+//   - A record is back in an older version, for the same reason. What was known of it stands, that it is gone included, until
+//     the owner has written it again, or deleted it again. If nobody has within HoldFor, the older copy is all there is, and counts.
+//   - A record in our own namespace does either. Nothing is held: its owner is here, sees what is there and writes what is right.
+type Records struct {
+	own  string // our own namespace
+	poke func(Change)
+
+	mu       sync.Mutex
+	listed   map[kind]bool
+	records  map[id]*record
+	services map[types.NamespacedName]map[id]*record // those that count, by service
+	gateways map[id]*record
+	gone     list.List // of *record: of which only the version is known, the oldest first
+	waiting  []ending  // the earliest first
+	timer    *time.Timer
+}
+
+// Times and bounds of Records.
+const (
+	// HoldFor is how long a record is held that vanished, or fell back, while nobody watched: time for its owner's agent to
+	// notice, to come back from a restart if need be, and to write it again.
+	HoldFor = 2 * time.Minute
+	// maxGone is how many records that are gone are remembered by their version. A version is needed while a backup may
+	// bring its record back.
+	maxGone = 100_000
+)
+
+// kind is a kind of record.
+type kind int8
+
+const (
+	clusterSets kind = iota
+	exportedServices
+	exportedEndpoints
+	endpoints
+)
+
+var kinds = []kind{clusterSets, exportedServices, exportedEndpoints, endpoints}
+
+func kindOf(object client.Object) (kind, bool) {
+	switch object.(type) {
+	case *v1alpha1.ClusterSet:
+		return clusterSets, true
+	case *v1alpha1.ExportedService:
+		return exportedServices, true
+	case *v1alpha1.ExportedEndpoints:
+		return exportedEndpoints, true
+	case *v1alpha1.Endpoint:
+		return endpoints, true
+	}
+	return 0, false
 }
 
 type id struct {
-	kind string
+	kind kind
 	name types.NamespacedName
 }
 
-// NewRecords makes Records that hold nothing. The clock is asked only for how long an object has been absent.
-func NewRecords(own string, hold time.Duration, now func() time.Time) *Records {
-	return &Records{own: own, hold: hold, now: now, objects: map[id]client.Object{}, absent: map[id]time.Time{}}
+// record is what is known of one name.
+type record struct {
+	id id
+	// object is what counts; nil for nothing. Of what is withdrawn it is the tombstone, in our own namespace alone.
+	object client.Object
+	// version is the highest that was seen.
+	version int64
+	// older is what the broker has instead of object, nil unless its version is below that.
+	older client.Object
+	// since is when the broker ceased to have what counts; zero while it has.
+	since time.Time
+	// gone is the place among those that are gone, nil for one that is not.
+	gone *list.Element
 }
 
-func idOf(object client.Object) id {
-	return id{fmt.Sprintf("%T", object), client.ObjectKeyFromObject(object)}
+// ending is for the end of a hold. It is void if the record is no longer held since then.
+type ending struct {
+	*record
+	since time.Time
 }
 
-// OnAdd, OnUpdate and OnDelete make Records the handler of an informer's events.
-func (r *Records) OnAdd(object any, _ bool) { r.put(object) }
-
-// OnUpdate takes the newer object.
-func (r *Records) OnUpdate(_, object any) { r.put(object) }
-
-// OnDelete forgets the object, or begins to hold it.
-func (r *Records) OnDelete(object any) {
-	tombstone, missed := object.(toolscache.DeletedFinalStateUnknown)
-	if missed {
-		object = tombstone.Obj
+// NewRecords makes Records that hold nothing, for a member that writes in the namespace own of the broker.
+func NewRecords(own string, poke func(Change)) *Records {
+	return &Records{
+		own: own, poke: poke, listed: map[kind]bool{},
+		records: map[id]*record{}, services: map[types.NamespacedName]map[id]*record{}, gateways: map[id]*record{},
 	}
-	deleted, ok := object.(client.Object)
+}
+
+// Put takes an object that was added or changed.
+func (r *Records) Put(object client.Object) {
+	which, ok := idOf(object)
 	if !ok {
 		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if missed && deleted.GetNamespace() != r.own {
-		r.absent[idOf(deleted)] = r.now()
-		return
-	}
-	delete(r.objects, idOf(deleted))
-	delete(r.absent, idOf(deleted))
+	r.change(func(tell func(Change)) { r.put(which, object, tell) })
 }
 
-func (r *Records) put(object any) {
-	record, ok := object.(client.Object)
+// Delete takes an object that somebody deleted, as the watch saw.
+func (r *Records) Delete(object client.Object) {
+	which, ok := idOf(object)
 	if !ok {
 		return
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.objects[idOf(record)] = record
-	delete(r.absent, idOf(record))
+	r.change(func(tell func(Change)) {
+		if known := r.records[which]; known != nil {
+			r.settle(known, nil, tell)
+		}
+	})
 }
 
-// View is a view of now, without Synced.
+// Replace takes a list of all objects of the kind that of is an example of.
+func (r *Records) Replace(of client.Object, objects []client.Object) {
+	listed, ok := kindOf(of)
+	if !ok {
+		return
+	}
+	r.change(func(tell func(Change)) {
+		there := make(map[id]bool, len(objects))
+		for _, object := range objects {
+			if which, ok := idOf(object); ok {
+				there[which] = true
+				r.put(which, object, tell)
+			}
+		}
+		for which, known := range r.records {
+			if which.kind == listed && !there[which] {
+				r.missed(known, tell)
+			}
+		}
+		r.listed[listed] = true
+	})
+}
+
+// change makes a change under the lock and tells of it after.
+func (r *Records) change(do func(tell func(Change))) {
+	var told []Change
+	r.mu.Lock()
+	before := len(r.listed)
+	do(func(c Change) { told = append(told, c) })
+	if len(r.listed) > before {
+		told = []Change{{All: true}}
+	}
+	r.mu.Unlock()
+	for _, c := range told {
+		r.poke(c)
+	}
+}
+
+// put takes what the broker has.
+func (r *Records) put(which id, object client.Object, tell func(Change)) {
+	known := r.records[which]
+	if known == nil {
+		known = &record{id: which}
+		r.records[which] = known
+	}
+	version := versionOf(object)
+	if version >= known.version || which.name.Namespace == r.own {
+		r.settle(known, object, tell)
+		return
+	}
+	// An older copy, or a still older one than that: the broker was restored, or restored once more.
+	if known.older == nil || version < versionOf(known.older) {
+		r.hold(known, tell)
+	}
+	known.older = object
+	r.remember(known)
+}
+
+// missed takes that the broker no longer has a record, and nobody saw why.
+func (r *Records) missed(known *record, tell func(Change)) {
+	switch {
+	case known.object == nil || known.id.name.Namespace == r.own:
+		r.settle(known, nil, tell)
+	case known.since.IsZero():
+		r.hold(known, tell)
+	}
+	known.older = nil
+}
+
+// settle makes an object, nil for none, the one that counts, from now on without doubt.
+func (r *Records) settle(known *record, object client.Object, tell func(Change)) {
+	before, held := known.object, !known.since.IsZero()
+	known.object, known.older, known.since = object, nil, time.Time{}
+	if object != nil {
+		known.version = versionOf(object)
+		if withdrawn(object) && known.id.name.Namespace != r.own {
+			known.object = nil
+		}
+	}
+	if before != nil && known.object != nil && before.GetResourceVersion() != "" &&
+		before.GetResourceVersion() == known.object.GetResourceVersion() && !held {
+		return // a list that tells nothing new
+	}
+	r.index(known, before)
+	r.remember(known)
+	for _, c := range changes(known.id.kind, before, known.object) {
+		tell(c)
+	}
+}
+
+// changes are what is told of when one object, nil for none, takes the place of another.
+func changes(of kind, before, after client.Object) []Change {
+	switch {
+	case before == nil && after == nil:
+		return nil
+	case of == clusterSets:
+		return []Change{{All: true}}
+	case of == endpoints:
+		return []Change{{Gateways: true}}
+	}
+	var all []Change
+	for _, object := range []client.Object{before, after} {
+		if object == nil {
+			continue
+		}
+		if c := (Change{Service: serviceOf(object)}); !slices.Contains(all, c) {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// index puts a record where it is looked for; before is the object that it held.
+func (r *Records) index(known *record, before client.Object) {
+	switch known.id.kind {
+	case endpoints:
+		if known.object == nil {
+			delete(r.gateways, known.id)
+		} else {
+			r.gateways[known.id] = known
+		}
+	case exportedServices, exportedEndpoints:
+		if before != nil {
+			service := serviceOf(before)
+			delete(r.services[service], known.id)
+			if len(r.services[service]) == 0 {
+				delete(r.services, service)
+			}
+		}
+		if known.object != nil {
+			service := serviceOf(known.object)
+			if r.services[service] == nil {
+				r.services[service] = map[id]*record{}
+			}
+			r.services[service][known.id] = known
+		}
+	}
+}
+
+// remember keeps the list of those that are gone, and forgets the oldest of too many.
+func (r *Records) remember(known *record) {
+	if known.object != nil || known.older != nil {
+		if known.gone != nil {
+			r.gone.Remove(known.gone)
+			known.gone = nil
+		}
+		return
+	}
+	switch {
+	case known.version == 0 || known.id.name.Namespace == r.own: // no different from one that was never seen
+		if known.gone != nil {
+			r.gone.Remove(known.gone)
+		}
+		delete(r.records, known.id)
+	case known.gone == nil:
+		known.gone = r.gone.PushBack(known)
+	}
+	if r.gone.Len() > maxGone {
+		oldest := r.gone.Remove(r.gone.Front()).(*record)
+		delete(r.records, oldest.id)
+	}
+}
+
+// hold begins to hold what is known.
+func (r *Records) hold(known *record, tell func(Change)) {
+	known.since = time.Now()
+	for _, c := range changes(known.id.kind, nil, known.object) {
+		tell(c) // what is held is counted
+	}
+	r.waiting = append(r.waiting, ending{known, known.since})
+	if r.timer == nil {
+		r.timer = time.AfterFunc(HoldFor, r.release)
+	}
+}
+
+// release ends the holds that are over, and waits for the next one.
+func (r *Records) release() {
+	r.change(func(tell func(Change)) {
+		for len(r.waiting) > 0 {
+			next := r.waiting[0]
+			if next.record.since.Equal(next.since) {
+				if left := HoldFor - time.Since(next.since); left > 0 {
+					r.timer = time.AfterFunc(left, r.release)
+					return
+				}
+				r.settle(next.record, next.older, tell)
+			}
+			r.waiting = r.waiting[1:]
+		}
+		r.waiting, r.timer = nil, nil
+	})
+}
+
+// View is a view of everything.
 func (r *Records) View() View {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for which, since := range r.absent {
-		if r.now().Sub(since) >= r.hold {
-			delete(r.objects, which)
-			delete(r.absent, which)
-		}
+	view := r.head()
+	for _, of := range r.services {
+		view.add(of)
 	}
-	view := View{Held: len(r.absent)}
-	sorted := slices.SortedFunc(maps.Keys(r.objects), func(a, b id) int {
-		return cmp.Or(cmp.Compare(a.name.Namespace, b.name.Namespace), cmp.Compare(a.name.Name, b.name.Name))
-	})
-	for _, which := range sorted {
-		switch object := r.objects[which].(type) {
-		case *v1alpha1.ClusterSet:
-			if object.Name == v1alpha1.ClusterSetName {
-				view.ClusterSet = object
-			}
-		case *v1alpha1.ExportedService:
-			view.Services = append(view.Services, object)
-		case *v1alpha1.ExportedEndpoints:
-			view.Endpoints = append(view.Endpoints, object)
-		case *v1alpha1.Endpoint:
-			view.Gateways = append(view.Gateways, object)
+	view.add(r.gateways)
+	view.sort()
+	return view
+}
+
+// Service is a view of one service, by its namespace and name in the clusters, without Gateways. It costs what that
+// service has records.
+func (r *Records) Service(key types.NamespacedName) View {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	view := r.head()
+	view.add(r.services[key])
+	view.sort()
+	return view
+}
+
+// Gateways is a view of the gateways' Endpoints alone.
+func (r *Records) Gateways() View {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	view := r.head()
+	view.add(r.gateways)
+	view.sort()
+	return view
+}
+
+// Services are the services that there are records of, tombstones in our own namespace included, in no order.
+func (r *Records) Services() []types.NamespacedName {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]types.NamespacedName, 0, len(r.services))
+	for key := range r.services {
+		all = append(all, key)
+	}
+	return all
+}
+
+// head is what every view has.
+func (r *Records) head() View {
+	view := View{Synced: len(r.listed) == len(kinds)}
+	if set := r.records[id{clusterSets, types.NamespacedName{Name: v1alpha1.ClusterSetName}}]; set != nil && set.object != nil {
+		view.ClusterSet = set.object.(*v1alpha1.ClusterSet)
+		if !set.since.IsZero() {
+			view.Held++
 		}
 	}
 	return view
+}
+
+func (v *View) add(records map[id]*record) {
+	for _, known := range records {
+		if !known.since.IsZero() {
+			v.Held++
+		}
+		if withdrawn(known.object) {
+			v.Withdrawn = append(v.Withdrawn, known.object)
+			continue
+		}
+		switch object := known.object.(type) {
+		case *v1alpha1.ExportedService:
+			v.Services = append(v.Services, object)
+		case *v1alpha1.ExportedEndpoints:
+			v.Endpoints = append(v.Endpoints, object)
+		case *v1alpha1.Endpoint:
+			v.Gateways = append(v.Gateways, object)
+		}
+	}
+}
+
+func (v *View) sort() {
+	slices.SortFunc(v.Services, byName)
+	slices.SortFunc(v.Endpoints, byName)
+	slices.SortFunc(v.Gateways, byName)
+	slices.SortFunc(v.Withdrawn, byName)
+}
+
+func byName[T client.Object](a, b T) int {
+	return cmp.Or(cmp.Compare(a.GetNamespace(), b.GetNamespace()), cmp.Compare(a.GetName(), b.GetName()))
+}
+
+func idOf(object client.Object) (id, bool) {
+	of, ok := kindOf(object)
+	return id{of, client.ObjectKeyFromObject(object)}, ok
+}
+
+// serviceOf is the service that a record speaks of.
+func serviceOf(record client.Object) types.NamespacedName {
+	switch record := record.(type) {
+	case *v1alpha1.ExportedService:
+		return types.NamespacedName{Namespace: record.Spec.Namespace, Name: record.Spec.Name}
+	case *v1alpha1.ExportedEndpoints:
+		return types.NamespacedName{Namespace: record.Spec.Namespace, Name: record.Spec.Service}
+	}
+	return types.NamespacedName{}
+}
+
+// withdrawn says whether a record is a tombstone.
+func withdrawn(record client.Object) bool {
+	switch record := record.(type) {
+	case *v1alpha1.ExportedService:
+		return record.Spec.Withdrawn
+	case *v1alpha1.ExportedEndpoints:
+		return record.Spec.Withdrawn
+	}
+	return false
 }
