@@ -8,8 +8,8 @@
 //	Endpoints of this cluster's gateways   --------> Endpoints of this member
 //	mirrored Endpoints                     <-------- Endpoints of the other members
 //
-// Two loops make the same plan from the same kind of snapshot and apply one side of it each, so that a broker that does not
-// answer never holds up the local cluster.
+// A change is a round of the one service that it belongs to (scope.go). Two loops make the same plan from the same kind of
+// snapshot and apply one side of it each, so that a broker that does not answer never holds up the local cluster.
 package agent
 
 import (
@@ -18,13 +18,16 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/internal/broker"
 	"github.com/fastnet-io/fastnet/internal/clusterset"
 	"github.com/fastnet-io/fastnet/internal/converge"
@@ -40,8 +43,8 @@ type Config struct {
 	Reader client.Reader
 	Local  client.Client
 	Broker client.Client
-	// View is what the broker holds, as far as is known, and Connected whether it answers.
-	View      func() broker.View
+	// Records is what the broker holds, as far as is known, and Connected whether it answers.
+	Records   Records
 	Connected func() bool
 	// Event tells users of an object about it. Kind is Normal or Warning.
 	Event func(object runtime.Object, kind, reason, message string)
@@ -50,6 +53,16 @@ type Config struct {
 	// Metrics takes the agent's metrics.
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
+}
+
+// Records is what the broker holds, as far as is known: all of it, and as much as a round of one scope looks at.
+type Records interface {
+	View() broker.View
+	// Service has the records of one service alone, and Gateways the Endpoints of all members' gateways.
+	Service(clusterset.Key) broker.View
+	Gateways() broker.View
+	// Services are those that there are records of.
+	Services() []clusterset.Key
 }
 
 // Validate reports every problem of the configuration.
@@ -61,7 +74,7 @@ func (c Config) Validate() error {
 	if c.BrokerNamespace == "" {
 		problems = append(problems, errors.New("agent: no namespace on the broker"))
 	}
-	if c.Reader == nil || c.Local == nil || c.Broker == nil || c.View == nil || c.Connected == nil {
+	if c.Reader == nil || c.Local == nil || c.Broker == nil || c.Records == nil || c.Connected == nil {
 		problems = append(problems, errors.New("agent: a reader, two clients, a view and the state of the connection are needed"))
 	}
 	if c.Event == nil || c.Now == nil || c.Metrics == nil || c.Log == nil {
@@ -71,27 +84,27 @@ func (c Config) Validate() error {
 }
 
 const (
-	// resync finds what no watch tells of: objects held for a broker's sake are let go by it.
-	resync = 30 * time.Second
+	// resync finds what no watch tells of. Nothing is known that would need it.
+	resync = 5 * time.Minute
 	// backoff is short: most failures are a write upon an object that has just changed.
 	backoff = 100 * time.Millisecond
+	// workers of a loop. They wait for answers to writes most of the time.
+	workers = 8
 )
 
 // Agent is made with New.
 type Agent struct {
 	config   Config
 	metrics  *metrics
-	importer *converge.Loop // applies the local side
-	exporter *converge.Loop // applies the broker's side
+	importer *converge.Keyed[scope] // applies the local side
+	exporter *converge.Keyed[scope] // applies the broker's side
 	reach    *reach
-	warned   map[clusterset.Key]string // Services that were told what is wrong with them; used by importer alone
-	local    *target                   // used by importer alone
-	broker   *target                   // used by exporter alone
+	local    *target // used by importer alone
+	broker   *target // used by exporter alone
 
-	mu       sync.Mutex
-	refused  map[string]string
-	shown    string // for /debug/plan
-	imported bool   // a local round has succeeded
+	mu      sync.Mutex
+	refused map[scope]map[string]string // what the broker said to writes, see Snapshot.Refused
+	warned  map[scope]string            // Services that were told what is wrong with them
 }
 
 // New makes an agent that does nothing yet.
@@ -99,19 +112,26 @@ func New(config Config) (*Agent, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
-	a := &Agent{config: config, metrics: newMetrics(config.Connected)}
+	a := &Agent{config: config, refused: map[scope]map[string]string{}, warned: map[scope]string{}}
+	a.metrics = newMetrics(config.ClusterID, config.Connected, config.Records.View)
 	if err := a.metrics.register(config.Metrics); err != nil {
 		return nil, err
 	}
-	side := func(name string, writer client.Client) *target {
-		return &target{writer: writer, now: time.Now, wrote: map[string]written{}, poke: a.Poke, count: func(verb, kind string, failed bool) {
-			a.metrics.wrote(name, kind, failed)
+	side := func(name string, writer client.Client, owns func(client.Object) bool) *target {
+		return &target{writer: writer, now: time.Now, owns: owns, stamp: stampVersion(time.Now), wrote: map[string]written{}, count: func(verb string, object client.Object, failed bool) {
+			a.metrics.wrote(name, object, failed)
 		}}
 	}
-	a.local, a.broker = side("local", config.Local), side("broker", config.Broker)
+	a.local = side("local", config.Local, func(object client.Object) bool {
+		return ours(object) || object.GetLabels()[discoveryv1.LabelManagedBy] == v1alpha1.ManagedBy
+	})
+	a.broker = side("broker", config.Broker, func(client.Object) bool { return true }) // nobody else writes in the namespace
 	a.reach = &reach{reader: config.Reader, poke: a.Poke, log: config.Log}
-	loop := func(name string, round func(context.Context) error) (*converge.Loop, error) {
-		return converge.New(converge.Config{Name: name, Round: round, Resync: resync, Backoff: backoff, Log: config.Log})
+	loop := func(name string, round func(context.Context, scope) (time.Duration, error)) (*converge.Keyed[scope], error) {
+		return converge.NewKeyed(converge.KeyedConfig[scope]{
+			Name: name, Round: round, All: a.scopes, Workers: workers, Resync: resync, Backoff: backoff, Log: config.Log,
+			Done: func(_ scope, took time.Duration) { a.metrics.converged(name, took) },
+		})
 	}
 	var problems [2]error
 	a.importer, problems[0] = loop("import", a.importRound)
@@ -119,10 +139,17 @@ func New(config Config) (*Agent, error) {
 	return a, errors.Join(problems[:]...)
 }
 
-// Poke asks both loops for a round.
+// Poke asks both loops to look at everything.
 func (a *Agent) Poke() {
-	a.importer.Poke()
-	a.exporter.Poke()
+	a.reach.observe(context.Background())
+	a.importer.PokeAll()
+	a.exporter.PokeAll()
+}
+
+// poke asks both loops to look at some scopes.
+func (a *Agent) poke(scopes ...scope) {
+	a.importer.Poke(scopes...)
+	a.exporter.Poke(scopes...)
 }
 
 // Run converges until the context ends. The reader's caches must be filled.
@@ -133,42 +160,43 @@ func (a *Agent) Run(ctx context.Context) {
 	loops.Wait()
 }
 
-func (a *Agent) importRound(ctx context.Context) error {
-	s, p, err := a.plan(ctx)
+func (a *Agent) importRound(ctx context.Context, of scope) (time.Duration, error) {
+	s, p, err := a.plan(ctx, &of)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	err = a.applyLocal(ctx, s, p)
-	a.metrics.saw(s, p)
-
-	text := p.String()
-	if err != nil {
-		text += "\n# last error\n" + err.Error() + "\n"
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.imported = a.imported || err == nil
-	a.shown = s.String() + "\n" + text
-	return err
+	again, err := a.applyLocal(ctx, of, s, p)
+	a.metrics.saw(of, s, p)
+	return again, err
 }
 
-func (a *Agent) exportRound(ctx context.Context) error {
-	s, p, err := a.plan(ctx)
+// exportRound does nothing while the broker does not answer. When it does again, everything has a round.
+func (a *Agent) exportRound(ctx context.Context, of scope) (time.Duration, error) {
+	if !a.config.Connected() {
+		return 0, nil
+	}
+	s, p, err := a.plan(ctx, &of)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	err = a.applyBroker(ctx, s, p)
-	a.mu.Lock()
-	changed := !maps.Equal(s.Refused, a.refused)
-	a.mu.Unlock()
-	if changed {
-		a.importer.Poke() // a refusal is told of in a status
+	again, refused, err := a.applyBroker(ctx, s, p)
+	if !maps.Equal(s.Refused, refused) {
+		a.mu.Lock()
+		a.refused[of] = refused
+		if len(refused) == 0 {
+			delete(a.refused, of)
+		}
+		a.mu.Unlock()
+		a.importer.Poke(of) // a refusal is told of in a status
 	}
-	return err
+	return again, err
 }
 
-func (a *Agent) plan(ctx context.Context) (*Snapshot, *Plan, error) {
-	s, err := a.snapshot(ctx)
+// plan looks at one scope, or at everything where there is none, and says what should be.
+func (a *Agent) plan(ctx context.Context, of *scope) (*Snapshot, *Plan, error) {
+	started := time.Now()
+	defer func() { a.metrics.planSeconds.Observe(time.Since(started).Seconds()) }()
+	s, err := a.snapshot(ctx, of)
 	if err != nil {
 		return nil, nil, fmt.Errorf("snapshot: %w", err)
 	}
@@ -177,18 +205,20 @@ func (a *Agent) plan(ctx context.Context) (*Snapshot, *Plan, error) {
 }
 
 // Ready says why the agent is not ready, or nil. The broker has no part in it: the agent is of use without.
-func (a *Agent) Ready() error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !a.imported {
-		return errors.New("no round has succeeded yet")
-	}
-	return nil
-}
+func (a *Agent) Ready() error { return a.importer.Ready() }
 
-// Shown is the last snapshot, plan and error, as text.
+// Shown is the snapshot of everything, what should be, and what cannot be done, as text.
 func (a *Agent) Shown() string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.shown
+	s, p, err := a.plan(context.Background(), nil)
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	text := s.String() + "\n" + p.String()
+	for _, loop := range []*converge.Keyed[scope]{a.importer, a.exporter} {
+		failing := loop.Failing()
+		for _, of := range slices.SortedFunc(maps.Keys(failing), compareKeys) {
+			text += fmt.Sprintf("\n# last error of %s\n%v\n", nameOfScope(of), failing[of])
+		}
+	}
+	return text
 }

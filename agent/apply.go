@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,11 +19,12 @@ import (
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/internal/broker"
 )
 
 // applyLocal makes the agent's own cluster as the plan has it. What makes an answer comes before what announces it, and goes
 // after: a derived Service and its slices are there before the ServiceImport that names them, and leave after it.
-func (a *Agent) applyLocal(ctx context.Context, s *Snapshot, p *Plan) error {
+func (a *Agent) applyLocal(ctx context.Context, of scope, s *Snapshot, p *Plan) (again time.Duration, err error) {
 	w := a.local.round()
 	services := map[client.ObjectKey]*corev1.Service{}
 	for key, service := range s.Services {
@@ -73,14 +75,15 @@ func (a *Agent) applyLocal(ctx context.Context, s *Snapshot, p *Plan) error {
 	for _, status := range p.Exports {
 		a.putExportStatus(ctx, w, s.Exports[status.Key], status)
 	}
-	a.warn(s, p.Warnings)
+	a.warn(of, s, p.Warnings)
 	return w.end()
 }
 
-// applyBroker makes the member's namespace on the broker as the plan has it. Backends come before their service.
-func (a *Agent) applyBroker(ctx context.Context, s *Snapshot, p *Plan) error {
+// applyBroker makes the member's namespace on the broker as the plan has it. Backends come before their service. It returns what
+// the broker refused too, see Snapshot.Refused.
+func (a *Agent) applyBroker(ctx context.Context, s *Snapshot, p *Plan) (again time.Duration, refused map[string]string, err error) {
 	if !p.Publish {
-		return nil
+		return 0, s.Refused, nil
 	}
 	w := a.broker.round()
 	services := map[client.ObjectKey]*v1alpha1.ExportedService{}
@@ -101,17 +104,24 @@ func (a *Agent) applyBroker(ctx context.Context, s *Snapshot, p *Plan) error {
 			gateways[client.ObjectKeyFromObject(record)] = record
 		}
 	}
+	for _, tombstone := range s.Broker.Withdrawn {
+		switch record := tombstone.(type) {
+		case *v1alpha1.ExportedService:
+			services[client.ObjectKeyFromObject(record)] = record
+		case *v1alpha1.ExportedEndpoints:
+			endpoints[client.ObjectKeyFromObject(record)] = record
+		}
+	}
 	put(ctx, w, gateways, p.PublishedEndpoints, adoptEndpoint)
 	put(ctx, w, endpoints, p.ExportedEndpoints, adoptExportedEndpoints)
 	put(ctx, w, services, p.ExportedServices, adoptExportedService)
-	prune(ctx, w, services, p.ExportedServices)
-	prune(ctx, w, endpoints, p.ExportedEndpoints)
+	withdraw(ctx, w, services, p.ExportedServices, func(record *v1alpha1.ExportedService) { record.Spec.Withdrawn = true })
+	withdraw(ctx, w, endpoints, p.ExportedEndpoints, func(record *v1alpha1.ExportedEndpoints) {
+		record.Spec.Backends, record.Spec.Withdrawn = nil, true
+	})
 	prune(ctx, w, gateways, p.PublishedEndpoints)
-
-	a.mu.Lock()
-	a.refused = w.refused
-	a.mu.Unlock()
-	return w.end()
+	again, err = w.end()
+	return again, w.refused, err
 }
 
 // The adopt functions copy what we own of an object; all else, what the API server fills in above all, stays.
@@ -188,12 +198,15 @@ func adoptExportedEndpoints(have, want *v1alpha1.ExportedEndpoints) {
 type target struct {
 	writer client.Client
 	now    func() time.Time
-	count  func(verb, kind string, failed bool)
-	wrote  map[string]written
-	// poke asks for a round when what was written is no longer believed over the watch. An object that is deleted right
-	// after it was written looks like one that the watch has not told of yet; nothing else would come to tell them apart.
-	poke  func()
-	again *time.Timer
+	count  func(verb string, object client.Object, failed bool)
+	// stamp marks an object that is about to be written; have is what it takes the place of, nil for none.
+	stamp func(object, have client.Object)
+	// owns says whether an object that is in the way of one that is to be made is ours after all.
+	owns func(client.Object) bool
+
+	mu    sync.Mutex // no two rounds write the same object, but the map is one
+	wrote map[string]written
+	swept time.Time
 }
 
 // written is a write that the watch may not have told of yet.
@@ -215,28 +228,64 @@ type round struct {
 	*target
 	problems []error
 	refused  map[string]string
-	away     bool // the API server did not answer: no use in asking it a thousand times more
-	believed bool // some write of ours was taken for newer than the watch
+	away     bool          // the API server did not answer: no use in asking it a thousand times more
+	again    time.Duration // when there is something to do though nobody pokes, zero for never
 }
 
 func (t *target) round() *round {
-	for name, w := range t.wrote {
-		if t.now().Sub(w.at) > writtenFor {
-			delete(t.wrote, name)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if now := t.now(); now.Sub(t.swept) > writtenFor {
+		t.swept = now
+		for name, w := range t.wrote {
+			if now.Sub(w.at) > writtenFor {
+				delete(t.wrote, name)
+			}
 		}
 	}
 	return &round{target: t, refused: map[string]string{}}
 }
 
-// end is the end of a round: everything that went wrong in it.
-func (r *round) end() error {
-	if r.believed {
-		if r.again != nil {
-			r.again.Stop()
-		}
-		r.again = time.AfterFunc(writtenFor, r.poke)
+// end is the end of a round: everything that went wrong in it, and when there should be another though nobody pokes.
+func (r *round) end() (again time.Duration, err error) {
+	return r.again, errors.Join(r.problems...)
+}
+
+// lookAgain asks for a round after a time, or earlier.
+func (r *round) lookAgain(after time.Duration) {
+	if r.again == 0 || after < r.again {
+		r.again = after
 	}
-	return errors.Join(r.problems...)
+}
+
+// last is our last write to an object, if it is not too old to be believed over the watch.
+func (t *target) last(name string) (written, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w, ok := t.wrote[name]
+	return w, ok && t.now().Sub(w.at) <= writtenFor
+}
+
+func (t *target) forget(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.wrote, name)
+}
+
+// stampVersion gives a record its version. What it had before may be known to others though it is no longer there.
+func stampVersion(now func() time.Time) func(object, have client.Object) {
+	return func(object, have client.Object) {
+		switch object.(type) {
+		case *v1alpha1.ExportedService, *v1alpha1.ExportedEndpoints:
+			previous := ""
+			if have != nil {
+				previous = have.GetAnnotations()[v1alpha1.AnnotationVersion]
+			}
+			annotations := maps.Clone(object.GetAnnotations())
+			set(&annotations, v1alpha1.AnnotationVersion, broker.NextVersion(previous, now()))
+			object.SetAnnotations(annotations)
+		}
+	}
 }
 
 // refusal is the key of an object in Snapshot.Refused.
@@ -259,7 +308,7 @@ func (r *round) do(ctx context.Context, verb string, object client.Object, write
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	err := write(ctx)
-	r.count(verb, kindOf(object), err != nil)
+	r.count(verb, object, err != nil)
 	if err == nil {
 		return true
 	}
@@ -274,7 +323,7 @@ func (r *round) do(ctx context.Context, verb string, object client.Object, write
 
 // current is an object as it is, our own last write to it included.
 func current[T client.Object](r *round, observed T, exists bool, name string) (T, bool) {
-	w, ok := r.wrote[name]
+	w, ok := r.last(name)
 	if !ok {
 		return observed, exists
 	}
@@ -283,15 +332,20 @@ func current[T client.Object](r *round, observed T, exists bool, name string) (T
 		version = observed.GetResourceVersion()
 	}
 	if !slices.Contains(w.before, version) {
-		delete(r.wrote, name) // the watch has it, or something newer
+		r.forget(name) // the watch has it, or something newer
 		return observed, exists
 	}
-	r.believed = true
+	// An object that is deleted right after it was written looks like one that the watch has not told of yet. Nothing else would
+	// come to tell them apart.
+	r.lookAgain(writtenFor + time.Millisecond)
 	after, ok := w.after.(T)
 	return after, ok
 }
 
 // put creates and updates, where there is a difference, and returns the objects as they are then, nil where that failed.
+//
+// An object may be there that the round did not find among its own: somebody took its labels off, or the watch is far behind. It
+// is read from the API server, and made what it should be.
 func put[T client.Object](ctx context.Context, r *round, observed map[client.ObjectKey]T, wanted []T, adopt func(have, want T)) []T {
 	all := make([]T, len(wanted))
 	for i, want := range wanted {
@@ -300,11 +354,26 @@ func put[T client.Object](ctx context.Context, r *round, observed map[client.Obj
 		have, exists := current(r, seen, exists, name)
 		if !exists {
 			created := want.DeepCopyObject().(T)
-			if r.do(ctx, "create", created, func(ctx context.Context) error { return create(ctx, r.writer, created) }) {
+			r.stamp(created, nil)
+			inTheWay := false
+			ok := r.do(ctx, "create", created, func(ctx context.Context) error {
+				err := create(ctx, r.writer, created)
+				if apierrors.IsAlreadyExists(err) {
+					have = want.DeepCopyObject().(T)
+					if got := r.writer.Get(ctx, client.ObjectKeyFromObject(want), have); got == nil && r.owns(have) {
+						inTheWay = true
+						return nil
+					}
+				}
+				return err
+			})
+			if ok && !inTheWay {
 				r.note(name, "", created)
 				all[i] = created
 			}
-			continue
+			if !inTheWay {
+				continue
+			}
 		}
 		changed := have.DeepCopyObject().(T)
 		adopt(changed, want)
@@ -313,6 +382,7 @@ func put[T client.Object](ctx context.Context, r *round, observed map[client.Obj
 			continue
 		}
 		changed = changed.DeepCopyObject().(T) // the answer is decoded into it, and it shares parts with the plan
+		r.stamp(changed, have)
 		if r.do(ctx, "update", changed, func(ctx context.Context) error { return r.writer.Update(ctx, changed) }) {
 			r.note(name, have.GetResourceVersion(), changed)
 			all[i] = changed
@@ -322,8 +392,10 @@ func put[T client.Object](ctx context.Context, r *round, observed map[client.Obj
 }
 
 // note remembers a write, made upon a version. The watch may not even have told of the write before it.
-func (r *round) note(name, version string, after client.Object) {
-	r.wrote[name] = written{append(r.wrote[name].before, version), after, r.now()}
+func (t *target) note(name, version string, after client.Object) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wrote[name] = written{append(t.wrote[name].before, version), after, t.now()}
 }
 
 // create asks for the addresses that a derived Service had before; where they are taken or no longer the cluster's, any will do.
@@ -335,6 +407,49 @@ func create(ctx context.Context, writer client.Client, object client.Object) err
 		err = writer.Create(ctx, object)
 	}
 	return err
+}
+
+// withdraw makes a tombstone of what is observed and not wanted, by bury, and deletes the tombstones that everybody has seen.
+func withdraw[T client.Object](ctx context.Context, r *round, observed map[client.ObjectKey]T, wanted []T, bury func(T)) {
+	var buried []T
+	old := map[client.ObjectKey]T{}
+	for key, record := range observed {
+		if slices.ContainsFunc(wanted, func(want T) bool { return client.ObjectKeyFromObject(want) == key }) {
+			continue
+		}
+		tombstone := record.DeepCopyObject().(T)
+		bury(tombstone)
+		lives := v1alpha1.TombstoneLives - r.now().Sub(broker.WrittenAt(record))
+		dropped := false
+		if last, ok := r.last(nameOf(record)); ok && !slices.Contains(last.before, record.GetResourceVersion()) {
+			// The watch has what we wrote last. If that was a tombstone, the broker's CRDs are older than tombstones, and drop the mark.
+			wrote, is := last.after.(T)
+			dropped = is && withdrawn(wrote) && !withdrawn(record)
+		}
+		switch {
+		case dropped:
+			old[key] = record
+		case !equality.Semantic.DeepEqual(tombstone, record):
+			buried = append(buried, tombstone)
+			r.lookAgain(v1alpha1.TombstoneLives + time.Second)
+		case lives > 0:
+			r.lookAgain(lives + time.Second)
+		default:
+			old[key] = record
+		}
+	}
+	put(ctx, r, observed, buried, func(have, want T) { bury(have) })
+	prune(ctx, r, old, nil)
+}
+
+func withdrawn(record client.Object) bool {
+	switch record := record.(type) {
+	case *v1alpha1.ExportedService:
+		return record.Spec.Withdrawn
+	case *v1alpha1.ExportedEndpoints:
+		return record.Spec.Withdrawn
+	}
+	return false
 }
 
 // prune deletes what is observed and not wanted. It deletes the object that was looked at and no other of its name.

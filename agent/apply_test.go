@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/internal/broker"
 	"github.com/fastnet-io/fastnet/internal/clusterset"
 )
 
@@ -70,12 +72,12 @@ func TestApplyFromAnyStateToAnother(t *testing.T) {
 		{"the uninstall", nil, "foreign=10.0.0.9", 2},
 	} {
 		t.Run(step.name, func(t *testing.T) {
-			snapshot, err := a.snapshot(t.Context())
+			snapshot, err := a.snapshot(t.Context(), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			before := s.writes
-			if err := a.applyLocal(t.Context(), snapshot, &Plan{Slices: step.want}); err != nil {
+			if _, err := a.applyLocal(t.Context(), scope{}, snapshot, &Plan{Slices: step.want}); err != nil {
 				t.Fatal(err)
 			}
 			if got := slicesIn(t, s); got != step.state {
@@ -94,13 +96,13 @@ func TestApplyKnowsItsOwnWrites(t *testing.T) {
 	s := w.server("c1", dual, sliceOf("old", "10.0.0.1"), sliceOf("changes", "10.0.0.2"))
 	w.server("broker", dual)
 	a := w.agent(t, "c1")
-	stale, err := a.snapshot(t.Context())
+	stale, err := a.snapshot(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	plan := &Plan{Slices: []*discoveryv1.EndpointSlice{sliceOf("new", "10.0.0.3"), sliceOf("changes", "10.0.0.4")}}
 	for round := range 3 {
-		if err := a.applyLocal(t.Context(), stale, plan); err != nil {
+		if _, err := a.applyLocal(t.Context(), scope{}, stale, plan); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
 	}
@@ -109,7 +111,7 @@ func TestApplyKnowsItsOwnWrites(t *testing.T) {
 	}
 	// On the same old snapshot, and a second change.
 	plan.Slices[1] = sliceOf("changes", "10.0.0.5")
-	if err := a.applyLocal(t.Context(), stale, plan); err != nil {
+	if _, err := a.applyLocal(t.Context(), scope{}, stale, plan); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := slicesIn(t, s), "changes=10.0.0.5 new=10.0.0.3"; got != want {
@@ -132,11 +134,11 @@ func TestApplyGoesOnAfterARefusal(t *testing.T) {
 	})
 	a := w.agent(t, "c1")
 	a.local.writer = refusing
-	snapshot, err := a.snapshot(t.Context())
+	snapshot, err := a.snapshot(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = a.applyLocal(t.Context(), snapshot, &Plan{Slices: []*discoveryv1.EndpointSlice{sliceOf("bad", "10.0.0.1"), sliceOf("good", "10.0.0.2")}})
+	_, err = a.applyLocal(t.Context(), scope{}, snapshot, &Plan{Slices: []*discoveryv1.EndpointSlice{sliceOf("bad", "10.0.0.1"), sliceOf("good", "10.0.0.2")}})
 	if err == nil || !strings.Contains(err.Error(), "create EndpointSlice sample/bad") {
 		t.Errorf("error %v does not name the object", err)
 	}
@@ -163,10 +165,10 @@ func TestRefusalOfTheBroker(t *testing.T) {
 			return apierrors.NewForbidden(schema.GroupResource{Resource: "exportedservices"}, "c1.web.sample", fmt.Errorf("not your namespace"))
 		},
 	})
-	if err := a.exportRound(t.Context()); err == nil {
+	if err := a.rounds(t.Context()); err == nil {
 		t.Error("the refusal is no error")
 	}
-	_, p, err := a.plan(t.Context())
+	_, p, err := a.plan(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,12 +196,12 @@ func TestDerivedServiceAsksForItsOldAddresses(t *testing.T) {
 			return c.Create(ctx, object, o...)
 		},
 	})
-	snapshot, err := a.snapshot(t.Context())
+	snapshot, err := a.snapshot(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	wanted := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "sample", Name: "derived-x"}, Spec: corev1.ServiceSpec{ClusterIPs: []string{"10.96.0.7"}}}
-	if err := a.applyLocal(t.Context(), snapshot, &Plan{Services: []*corev1.Service{wanted}}); err != nil {
+	if _, err := a.applyLocal(t.Context(), scope{}, snapshot, &Plan{Services: []*corev1.Service{wanted}}); err != nil {
 		t.Errorf("taken addresses are an error: %v", err)
 	}
 	if asked != "10.96.0.7" {
@@ -220,7 +222,7 @@ func TestWarningsAreToldOnce(t *testing.T) {
 	round := func(want int) {
 		t.Helper()
 		for range 2 {
-			if err := a.importRound(t.Context()); err != nil {
+			if err := a.rounds(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -375,13 +377,14 @@ spec: {namespace: sample, service: web, ipFamily: IPv4, ports: [{name: http, pro
 `
 
 func TestMetricsAreWellFormed(t *testing.T) {
-	m := newMetrics(func() bool { return true })
+	m := newMetrics("c1", func() bool { return true }, func() broker.View { return broker.View{} })
 	registry := prometheus.NewRegistry()
 	if err := m.register(registry); err != nil {
 		t.Fatal(err)
 	}
-	m.wrote("local", "Service", false)
-	m.saw(&Snapshot{}, &Plan{Conflicts: map[string]int{"PortConflict": 1}})
+	m.wrote("local", &corev1.Service{}, false)
+	m.converged("import", time.Second)
+	m.saw(scope{Name: "web"}, &Snapshot{}, &Plan{Conflicts: map[string]int{"PortConflict": 1}})
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -390,7 +393,7 @@ func TestMetricsAreWellFormed(t *testing.T) {
 	if err != nil || len(problems) > 0 {
 		t.Error(problems, err)
 	}
-	if want := 11; len(families) != want {
+	if want := 14; len(families) != want {
 		t.Errorf("%d metrics, want %d", len(families), want)
 	}
 }
@@ -410,29 +413,150 @@ func TestDeletedRightAfterItWasWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		s := w.server("c1", dual)
-		pokes := make(chan struct{}, 1)
-		side := &target{writer: s, now: time.Now, wrote: map[string]written{}, count: func(string, string, bool) {}, poke: func() { pokes <- struct{}{} }}
+		side := &target{writer: s, now: time.Now, stamp: func(_, _ client.Object) {}, wrote: map[string]written{}, count: func(string, client.Object, bool) {}}
 		want := []*discoveryv1.EndpointSlice{sliceOf("a", "10.0.0.1")}
-		apply := func() {
+		apply := func() time.Duration {
 			r := side.round()
 			put(t.Context(), r, nil, want, adoptSlice) // nil: the watch knows of none, now and for ever
-			if err := r.end(); err != nil {
+			again, err := r.end()
+			if err != nil {
 				t.Fatal(err)
 			}
+			return again
 		}
 		apply()
 		if err := s.Delete(t.Context(), want[0].DeepCopy()); err != nil {
 			t.Fatal(err)
 		}
-		apply()
+		again := apply()
 		if got := slicesIn(t, s); got != "" {
 			t.Errorf("%q was made while the watch might only have lagged", got)
 		}
-		<-pokes // in virtual time; nobody poking is a deadlock, which synctest reports
-		time.Sleep(time.Millisecond)
+		if again <= 0 {
+			t.Fatal("nobody would look again")
+		}
+		time.Sleep(again)
 		apply()
 		if got := slicesIn(t, s); got != "a=10.0.0.1" {
 			t.Errorf("the server holds %q, want the slice again", got)
+		}
+	})
+}
+
+// TestTombstones: what is withdrawn stays on the broker as a tombstone for a while; exported again meanwhile, it rises, and its
+// version never falls.
+func TestTombstones(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := w.server("c1", dual, decode(t, w.scheme, []byte(inEveryCluster+exported))...)
+		b := w.server("broker", dual, decode(t, w.scheme, []byte(onTheBroker))...)
+		export := decode(t, w.scheme, []byte("apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata: {name: web, namespace: sample}\n"))[0]
+		last := int64(0)
+		// holds is what the broker holds of the service: "export, 1 backends", each withdrawn or not.
+		holds := func() string {
+			synctest.Wait()
+			var services v1alpha1.ExportedServiceList
+			var endpoints v1alpha1.ExportedEndpointsList
+			if err := errors.Join(b.List(t.Context(), &services), b.List(t.Context(), &endpoints)); err != nil {
+				t.Fatal(err)
+			}
+			var all []string
+			for _, e := range services.Items {
+				all = append(all, fmt.Sprintf("export withdrawn=%t", e.Spec.Withdrawn))
+				version := broker.WrittenAt(&e).UnixMilli()
+				if version < last {
+					t.Errorf("the version fell from %d to %d", last, version)
+				}
+				last = version
+			}
+			for _, e := range endpoints.Items {
+				all = append(all, fmt.Sprintf("%d backends withdrawn=%t", len(e.Spec.Backends), e.Spec.Withdrawn))
+			}
+			return strings.Join(all, ", ")
+		}
+		check := func(when, want string) {
+			t.Helper()
+			if got := holds(); got != want {
+				t.Errorf("%s the broker holds %q, want %q", when, got, want)
+			}
+		}
+		set := func(exported bool) {
+			if err := s.Delete(t.Context(), export); client.IgnoreNotFound(err) != nil {
+				t.Fatal(err)
+			}
+			export.SetResourceVersion("")
+			if exported {
+				if err := s.Create(t.Context(), export); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		const there, buried = "export withdrawn=false, 1 backends withdrawn=false", "export withdrawn=true, 0 backends withdrawn=true"
+		w.run(t, "c1")
+		defer w.stopAll()
+		check("before the export", "")
+		set(true)
+		check("after the export", there)
+		set(false)
+		check("when it is withdrawn", buried)
+		time.Sleep(v1alpha1.TombstoneLives / 2)
+		set(true)
+		check("when it is exported again", there)
+		set(false)
+		time.Sleep(v1alpha1.TombstoneLives - time.Second)
+		check("just before the tombstone's end", buried)
+		w.stop("c1") // the next agent deletes it too
+		w.run(t, "c1")
+		time.Sleep(5 * time.Second)
+		check("after it", "")
+	})
+}
+
+const exported = `
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: sample}
+spec: {clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9], ipFamilies: [IPv4], ports: [{name: http, port: 80, protocol: TCP}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+addressType: IPv4
+metadata: {name: web-1, namespace: sample, labels: {kubernetes.io/service-name: web}}
+ports: [{name: http, port: 8080, protocol: TCP}]
+endpoints: [{addresses: [10.8.0.1]}]
+`
+
+// TestTombstonesOnAnOldBroker: where the broker's CRDs drop the mark of a tombstone, the record is deleted, and not written for ever.
+func TestTombstonesOnAnOldBroker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.server("c1", dual, decode(t, w.scheme, []byte(inEveryCluster))...)
+		b := w.server("broker", dual, append(decode(t, w.scheme, []byte(onTheBroker)), decode(t, w.scheme, []byte(`
+apiVersion: fastnet.dev/v1alpha1
+kind: ExportedService
+metadata: {name: c1.web.sample, namespace: member-c1, labels: {multicluster.kubernetes.io/source-cluster: c1}}
+spec: {namespace: sample, name: web, type: ClusterSetIP, exportedAt: "2026-01-01T00:00:00Z", ports: [{name: http, protocol: TCP, port: 80}], ipFamilies: [IPv4]}
+`))...)...)
+		a := w.prepare(t, "c1")
+		a.broker.writer = interceptor.NewClient(b.WithWatch, interceptor.Funcs{
+			Update: func(ctx context.Context, c client.WithWatch, object client.Object, o ...client.UpdateOption) error {
+				dropped := object.DeepCopyObject().(client.Object)
+				if record, ok := dropped.(*v1alpha1.ExportedService); ok {
+					record.Spec.Withdrawn = false
+				}
+				return c.Update(ctx, dropped, o...)
+			},
+		})
+		w.start("c1", a)
+		defer w.stopAll()
+		synctest.Wait()
+		var all v1alpha1.ExportedServiceList
+		if err := b.List(t.Context(), &all); err != nil {
+			t.Fatal(err)
+		}
+		if len(all.Items) != 0 || b.writes != 2 {
+			t.Errorf("the broker has %d records after %d writes, want none after 2", len(all.Items), b.writes)
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
@@ -26,8 +27,7 @@ type Warning struct {
 func (p *Plan) globals(s *Snapshot) {
 	var asking []clusterset.Key
 	for key, service := range s.Services {
-		_, global := service.Annotations[v1alpha1.AnnotationGlobal]
-		if _, shared := service.Annotations[v1alpha1.AnnotationShared]; global || shared {
+		if asksForExport(service) {
 			asking = append(asking, key)
 		}
 	}
@@ -61,6 +61,13 @@ func (p *Plan) globals(s *Snapshot) {
 		}
 		p.GlobalExports = append(p.GlobalExports, export)
 	}
+}
+
+// asksForExport says whether a Service has an annotation of those that globals reads.
+func asksForExport(service *corev1.Service) bool {
+	_, global := service.Annotations[v1alpha1.AnnotationGlobal]
+	_, shared := service.Annotations[v1alpha1.AnnotationShared]
+	return global || shared
 }
 
 // madeByUs says whether a ServiceExport is one that globals made. The label managed-by alone is one that people put on objects

@@ -24,6 +24,8 @@ const (
 	// annotationRecord on a backend slice names the ExportedEndpoints that it was made from, so that an agent that starts
 	// while the broker is away can tell from the slice what it would be called.
 	annotationRecord = "fastnet.dev/record"
+	// annotationImport on a backend slice that only kube-proxy reads names the import that it belongs to.
+	annotationImport = "fastnet.dev/import"
 )
 
 // derivedFor is the import that a Service is the derived Service of. Label and name must agree: the label alone is one that
@@ -414,7 +416,7 @@ func derivedService(s *Snapshot, service clusterset.Service, name string) *corev
 func derivedFamilies(s *Snapshot, wanted []corev1.IPFamily, known *corev1.Service) (corev1.IPFamilyPolicy, []corev1.IPFamily) {
 	if len(wanted) == 1 {
 		var primary []corev1.IPFamily
-		if kubernetes := s.Services[clusterset.Key{Namespace: metav1.NamespaceDefault, Name: "kubernetes"}]; kubernetes != nil {
+		if kubernetes := s.Services[kubernetesService]; kubernetes != nil {
 			primary = kubernetes.Spec.IPFamilies
 		}
 		if known != nil {

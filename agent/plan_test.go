@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -46,9 +47,9 @@ func TestPlans(t *testing.T) {
 			w.server("broker", both, decode(t, w.scheme, text("broker.yaml"))...)
 			a := w.agent(t, cluster)
 			if silent {
-				a.config.View = func() broker.View { return broker.View{} }
+				a.config.Records = records(func() broker.View { return broker.View{} })
 			}
-			_, p, err := a.plan(t.Context())
+			_, p, err := a.plan(t.Context(), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -59,11 +60,49 @@ func TestPlans(t *testing.T) {
 				}
 				return
 			}
+			if diff := cmp.Diff(got, planByScope(t, a)); diff != "" {
+				t.Errorf("the plans of the scopes are not that of everything (-everything +scopes):\n%s", diff)
+			}
 			if diff := cmp.Diff(string(text("plan.txt")), got); diff != "" {
 				t.Errorf("the plan differs (-want +got); -update writes it\n%s", diff)
 			}
 		})
 	}
+}
+
+// planByScope plans scope by scope, and puts the plans together.
+func planByScope(t *testing.T, a *Agent) string {
+	t.Helper()
+	var all Plan
+	for _, of := range slices.SortedFunc(slices.Values(a.scopes()), compareKeys) {
+		_, p, err := a.plan(t.Context(), &of)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.add(*p)
+	}
+	return all.String()
+}
+
+// add puts the plan of another scope beside this one.
+func (p *Plan) add(other Plan) {
+	p.Publish = other.Publish
+	p.ExportedServices = append(p.ExportedServices, other.ExportedServices...)
+	p.ExportedEndpoints = append(p.ExportedEndpoints, other.ExportedEndpoints...)
+	p.PublishedEndpoints = append(p.PublishedEndpoints, other.PublishedEndpoints...)
+	p.Services = append(p.Services, other.Services...)
+	p.Slices = append(p.Slices, other.Slices...)
+	p.Imports = append(p.Imports, other.Imports...)
+	p.Mirrors = append(p.Mirrors, other.Mirrors...)
+	p.Exports = append(p.Exports, other.Exports...)
+	p.GlobalExports = append(p.GlobalExports, other.GlobalExports...)
+	p.Warnings = append(p.Warnings, other.Warnings...)
+	for _, problem := range other.Problems {
+		if !slices.Contains(p.Problems, problem) { // the roster is read for every scope
+			p.Problems = append(p.Problems, problem)
+		}
+	}
+	slices.Sort(p.Problems)
 }
 
 func setFile(archive *txtar.Archive, name, text, path string) error {

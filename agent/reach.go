@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -144,16 +145,39 @@ type reach struct {
 
 	mu    sync.Mutex // over reading the Gateways too: an older reading must not come after a newer one
 	state reachState
+	read  bool // last is of a reading
 	last  Reachability
 	again *time.Timer
 }
 
-// observe reads the Gateways and settles what counts. It pokes when time alone would change that.
-func (r *reach) observe(ctx context.Context, gateways *v1alpha1.GatewayList, options ...client.ListOption) (Reachability, error) {
+// settled is what counts, by the last reading.
+func (r *reach) settled(ctx context.Context) (Reachability, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.reader.List(ctx, gateways, options...); err != nil {
-		return r.last, err
+	if !r.read {
+		if _, err := r.observeLocked(ctx); err != nil {
+			return Reachability{}, err
+		}
+	}
+	return r.last, nil
+}
+
+// observe reads the Gateways and settles what counts. It reports whether that has changed, and pokes when time alone would
+// change it. Gateways that cannot be read change nothing: they are in memory, and the next change of one has them read again.
+func (r *reach) observe(ctx context.Context) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	changed, err := r.observeLocked(ctx)
+	if err != nil {
+		r.log.Error("reading Gateways failed", "error", err)
+	}
+	return changed
+}
+
+func (r *reach) observeLocked(ctx context.Context) (bool, error) {
+	var gateways v1alpha1.GatewayList
+	if err := r.reader.List(ctx, &gateways, client.InNamespace(v1alpha1.Namespace), shared); err != nil {
+		return false, fmt.Errorf("read %T: %w", &gateways, err)
 	}
 	now := time.Now()
 	settled, again := r.state.settle(clustersUp(gateways.Items), now)
@@ -165,8 +189,10 @@ func (r *reach) observe(ctx context.Context, gateways *v1alpha1.GatewayList, opt
 		r.again = time.AfterFunc(again.Sub(now), r.poke)
 	}
 	r.tell(r.last, settled)
-	r.last = settled
-	return settled, nil
+	changed := !r.read || settled.Suspect != r.last.Suspect || !maps.Equal(settled.Clusters, r.last.Clusters) ||
+		(settled.Clusters == nil) != (r.last.Clusters == nil)
+	r.last, r.read = settled, true
+	return changed, nil
 }
 
 func (r *reach) tell(before, now Reachability) {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -153,11 +154,11 @@ func (w *world) rest(t *testing.T, ctx context.Context) error {
 	agents := map[string]*Agent{}
 	for _, cluster := range clusters {
 		w.mu.Lock()
-		view := w.agents[cluster].config.View // what the process has heard stays
+		heard := w.agents[cluster].config.Records // what the process has heard stays
 		w.mu.Unlock()
 		w.stop(cluster)
 		agents[cluster] = w.agent(t, cluster)
-		agents[cluster].config.View = view
+		agents[cluster].config.Records = heard
 	}
 	defer func() {
 		for _, cluster := range clusters {
@@ -168,13 +169,25 @@ func (w *world) rest(t *testing.T, ctx context.Context) error {
 	for range 10 {
 		before := w.written()
 		for _, cluster := range clusters {
-			err = errors.Join(agents[cluster].importRound(ctx), agents[cluster].exportRound(ctx))
+			err = agents[cluster].rounds(ctx)
 		}
 		if w.written() == before {
 			return nil // a broker that is away is no reason to be restless
 		}
 	}
 	return errors.Join(errors.New("the agents do not come to rest"), err)
+}
+
+// rounds runs both rounds of every scope.
+func (a *Agent) rounds(ctx context.Context) error {
+	var problems []error
+	for _, of := range a.scopes() {
+		for _, round := range []func(context.Context, scope) (time.Duration, error){a.importRound, a.exportRound} {
+			_, err := round(ctx, of)
+			problems = append(problems, err)
+		}
+	}
+	return errors.Join(problems...)
 }
 
 func (w *world) written() int {

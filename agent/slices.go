@@ -55,6 +55,7 @@ func (p *Plan) backendSlices(s *Snapshot, key clusterset.Key, spec mcsv1beta1.Se
 			some := newSlice(key, slice.Cluster, slice.Family, slice.Record, "some-ports")
 			delete(some.Labels, v1alpha1.LabelServiceName)
 			some.Labels[discoveryv1.LabelServiceName] = derived
+			some.Annotations = map[string]string{annotationImport: key.Name}
 			some.Ports, some.Endpoints = portsOf(chosen[i]), object.Endpoints
 			p.Slices = append(p.Slices, some)
 		}

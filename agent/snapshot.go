@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
@@ -17,7 +17,7 @@ import (
 	"github.com/fastnet-io/fastnet/internal/clusterset"
 )
 
-// Snapshot is everything that a plan is made from. The objects in it belong to the caches: nobody writes to them.
+// Snapshot is everything that a plan is made from: of one scope, or of all. The objects in it belong to the caches: nobody writes to them.
 type Snapshot struct {
 	ClusterID       string
 	BrokerNamespace string
@@ -43,14 +43,51 @@ type Snapshot struct {
 	Reach Reachability
 }
 
-// snapshot reads the local cluster and the broker.
-func (a *Agent) snapshot(ctx context.Context) (*Snapshot, error) {
-	started := time.Now()
-	defer func() { a.metrics.snapshotSeconds.Observe(time.Since(started).Seconds()) }()
-	s := &Snapshot{
+// kubernetesService is the Service whose families are those that every Service of a cluster can have.
+var kubernetesService = clusterset.Key{Namespace: metav1.NamespaceDefault, Name: "kubernetes"}
+
+// The caches' own objects, not copies: at thousands of slices the copies would be most of a round's work.
+const shared = client.UnsafeDisableDeepCopy
+
+// snapshot reads what belongs to one scope from the local caches and the broker's, or everything where there is none.
+func (a *Agent) snapshot(ctx context.Context, of *scope) (*Snapshot, error) {
+	if of == nil {
+		s, err := a.everything(ctx)
+		if err != nil {
+			return nil, err
+		}
+		s.Broker = a.config.Records.View()
+		s.Refused = map[string]string{}
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		for _, refused := range a.refused {
+			maps.Copy(s.Refused, refused)
+		}
+		return s, nil
+	}
+	s := a.newSnapshot()
+	read := reader{Reader: a.config.Reader}
+	var err error
+	if *of == gateways {
+		s.Broker = a.config.Records.Gateways()
+		read.namespace(ctx, s, v1alpha1.Namespace)
+		read.endpoints(ctx, s)
+	} else {
+		s.Broker = a.config.Records.Service(*of)
+		read.namespace(ctx, s, of.Namespace)
+		read.service(ctx, s, *of)
+		s.Reach, err = a.reach.settled(ctx)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.Refused = a.refused[*of] // never written to again
+	return s, errors.Join(err, read.err())
+}
+
+func (a *Agent) newSnapshot() *Snapshot {
+	return &Snapshot{
 		ClusterID:       a.config.ClusterID,
 		BrokerNamespace: a.config.BrokerNamespace,
-		Broker:          a.config.View(),
 		Connected:       a.config.Connected(),
 		Namespaces:      map[string]bool{},
 		Exports:         map[clusterset.Key]*mcsv1beta1.ServiceExport{},
@@ -59,60 +96,32 @@ func (a *Agent) snapshot(ctx context.Context) (*Snapshot, error) {
 		Slices:          map[clusterset.Key][]*discoveryv1.EndpointSlice{},
 		OwnSlices:       map[clusterset.Key][]*discoveryv1.EndpointSlice{},
 	}
-	a.mu.Lock()
-	s.Refused = maps.Clone(a.refused)
-	a.mu.Unlock()
+}
 
+// everything is all that the local cluster holds. The snapshot is without the broker.
+func (a *Agent) everything(ctx context.Context) (*Snapshot, error) {
+	s := a.newSnapshot()
+	read := reader{Reader: a.config.Reader}
 	var (
 		namespaces corev1.NamespaceList
 		services   corev1.ServiceList
-		slices     discoveryv1.EndpointSliceList
 		exports    mcsv1beta1.ServiceExportList
 		imports    mcsv1beta1.ServiceImportList
-		gateways   v1alpha1.GatewayList
-		endpoints  v1alpha1.EndpointList
 	)
-	// The caches' own objects, not copies: at thousands of slices the copies would be most of a round's work.
-	shared := client.UnsafeDisableDeepCopy
-	system := client.InNamespace(v1alpha1.Namespace)
-	var problems []error
-	list := func(into client.ObjectList, options ...client.ListOption) {
-		if err := a.config.Reader.List(ctx, into, append(options, shared)...); err != nil {
-			problems = append(problems, fmt.Errorf("read %T: %w", into, err))
-		}
-	}
 	// Exports before Services: who makes both makes the Service first, and should not be told that there is none.
-	list(&exports)
-	list(&namespaces)
-	list(&services)
-	list(&slices)
-	list(&imports)
-	list(&endpoints, system)
+	read.list(ctx, &exports)
+	read.list(ctx, &namespaces)
+	read.list(ctx, &services)
+	read.slices(ctx, s)
+	read.list(ctx, &imports)
+	read.endpoints(ctx, s)
 	var err error
-	if s.Reach, err = a.reach.observe(ctx, &gateways, system, shared); err != nil {
-		problems = append(problems, fmt.Errorf("read %T: %w", &gateways, err))
-	}
-	if err := errors.Join(problems...); err != nil {
-		return nil, err
-	}
-
+	s.Reach, err = a.reach.settled(ctx)
 	for i := range namespaces.Items {
-		if namespaces.Items[i].DeletionTimestamp.IsZero() {
-			s.Namespaces[namespaces.Items[i].Name] = true
-		}
+		s.addNamespace(&namespaces.Items[i])
 	}
 	for i := range services.Items {
 		s.Services[client.ObjectKeyFromObject(&services.Items[i])] = &services.Items[i]
-	}
-	for i := range slices.Items {
-		slice := &slices.Items[i]
-		if slice.Labels[discoveryv1.LabelManagedBy] == v1alpha1.ManagedBy {
-			key := clusterset.Key{Namespace: slice.Namespace, Name: slice.Labels[v1alpha1.LabelServiceName]}
-			s.OwnSlices[key] = append(s.OwnSlices[key], slice)
-		} else if service := slice.Labels[discoveryv1.LabelServiceName]; service != "" {
-			key := clusterset.Key{Namespace: slice.Namespace, Name: service}
-			s.Slices[key] = append(s.Slices[key], slice)
-		}
 	}
 	for i := range exports.Items {
 		s.Exports[client.ObjectKeyFromObject(&exports.Items[i])] = &exports.Items[i]
@@ -120,8 +129,89 @@ func (a *Agent) snapshot(ctx context.Context) (*Snapshot, error) {
 	for i := range imports.Items {
 		s.Imports[client.ObjectKeyFromObject(&imports.Items[i])] = &imports.Items[i]
 	}
+	return s, errors.Join(err, read.err())
+}
+
+func (s *Snapshot) addNamespace(namespace *corev1.Namespace) {
+	if namespace.DeletionTimestamp.IsZero() {
+		s.Namespaces[namespace.Name] = true
+	}
+}
+
+func (s *Snapshot) addSlice(slice *discoveryv1.EndpointSlice) {
+	if slice.Labels[discoveryv1.LabelManagedBy] == v1alpha1.ManagedBy {
+		key := clusterset.Key{Namespace: slice.Namespace, Name: slice.Labels[v1alpha1.LabelServiceName]}
+		s.OwnSlices[key] = append(s.OwnSlices[key], slice)
+	} else if service := slice.Labels[discoveryv1.LabelServiceName]; service != "" {
+		key := clusterset.Key{Namespace: slice.Namespace, Name: service}
+		s.Slices[key] = append(s.Slices[key], slice)
+	}
+}
+
+// reader reads into a snapshot and gathers what goes wrong.
+type reader struct {
+	client.Reader
+	problems []error
+}
+
+func (r *reader) err() error { return errors.Join(r.problems...) }
+
+func (r *reader) list(ctx context.Context, into client.ObjectList, options ...client.ListOption) {
+	if err := r.List(ctx, into, append(options, shared)...); err != nil {
+		r.problems = append(r.problems, fmt.Errorf("read %T: %w", into, err))
+	}
+}
+
+// get reports whether there is such an object.
+func (r *reader) get(ctx context.Context, key client.ObjectKey, into client.Object) bool {
+	err := r.Get(ctx, key, into, shared)
+	if client.IgnoreNotFound(err) != nil {
+		r.problems = append(r.problems, fmt.Errorf("read %T %s: %w", into, key, err))
+	}
+	return err == nil
+}
+
+func (r *reader) namespace(ctx context.Context, s *Snapshot, name string) {
+	var namespace corev1.Namespace
+	if r.get(ctx, client.ObjectKey{Name: name}, &namespace) {
+		s.addNamespace(&namespace)
+	}
+}
+
+func (r *reader) endpoints(ctx context.Context, s *Snapshot) {
+	var endpoints v1alpha1.EndpointList
+	r.list(ctx, &endpoints, client.InNamespace(v1alpha1.Namespace))
 	for i := range endpoints.Items {
 		s.Endpoints = append(s.Endpoints, &endpoints.Items[i])
 	}
-	return s, nil
+}
+
+func (r *reader) slices(ctx context.Context, s *Snapshot, options ...client.ListOption) {
+	var slices discoveryv1.EndpointSliceList
+	r.list(ctx, &slices, options...)
+	for i := range slices.Items {
+		s.addSlice(&slices.Items[i])
+	}
+}
+
+// service reads everything that a plan of one service needs.
+func (r *reader) service(ctx context.Context, s *Snapshot, of scope) {
+	derived := clusterset.DerivedName(of)
+	if of.Name != "" {
+		// Exports before Services, as in everything.
+		if e := new(mcsv1beta1.ServiceExport); r.get(ctx, of, e) {
+			s.Exports[of] = e
+		}
+		if i := new(mcsv1beta1.ServiceImport); r.get(ctx, of, i) {
+			s.Imports[of] = i
+		}
+		for _, key := range []clusterset.Key{of, {Namespace: of.Namespace, Name: derived}, kubernetesService} {
+			if service := new(corev1.Service); r.get(ctx, key, service) {
+				s.Services[key] = service
+			}
+		}
+	}
+	for _, of := range [][2]string{{of.Namespace, ofService(of.Name)}, {of.Namespace, ofImport(of.Name)}, {of.Namespace, ofDerived(derived)}} {
+		r.slices(ctx, s, client.InNamespace(of[0]), client.MatchingFields{indexSlices: of[1]})
+	}
 }

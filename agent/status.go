@@ -8,8 +8,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
-
-	"github.com/fastnet-io/fastnet/internal/clusterset"
 )
 
 // putImportStatus writes what an import's status lacks. The times of its conditions move only when their status does.
@@ -61,17 +59,25 @@ func (a *Agent) putExportStatus(ctx context.Context, r *round, observed *mcsv1be
 // reasonInvalidAnnotation is that of events about annotations that say nothing, or nothing that can be done.
 const reasonInvalidAnnotation = "InvalidAnnotation"
 
-// warn tells of what is wrong with Services, each thing once. A Service has no status of ours to remember it by, so a new
-// agent says it again.
-func (a *Agent) warn(s *Snapshot, warnings []Warning) {
-	told := map[clusterset.Key]string{}
-	for _, w := range warnings {
-		if a.warned[w.Service] != w.Message {
-			a.config.Event(s.Services[w.Service].DeepCopy(), corev1.EventTypeWarning, reasonInvalidAnnotation, w.Message)
+// warn tells of what is wrong with the Service of a scope, each thing once. A Service has no status of ours to remember it by,
+// so a new agent says it again.
+func (a *Agent) warn(of scope, s *Snapshot, warnings []Warning) {
+	told := ""
+	for _, w := range warnings { // at most one: a scope has one Service
+		a.mu.Lock()
+		before := a.warned[of]
+		a.mu.Unlock()
+		if told = w.Message; told != before {
+			a.config.Event(s.Services[w.Service].DeepCopy(), corev1.EventTypeWarning, reasonInvalidAnnotation, told)
 		}
-		told[w.Service] = w.Message
 	}
-	a.warned = told
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if told == "" {
+		delete(a.warned, of)
+		return
+	}
+	a.warned[of] = told
 }
 
 // worthAnEvent leaves out the good news that nobody waits for: a first NoConflicts, and being on the way.

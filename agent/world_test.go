@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -30,6 +31,7 @@ import (
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/internal/broker"
+	"github.com/fastnet-io/fastnet/internal/clusterset"
 	"github.com/fastnet-io/fastnet/internal/kube"
 )
 
@@ -46,6 +48,8 @@ type world struct {
 	away    bool          // the broker does not answer
 	agents  map[string]*running
 	servers map[string]*server // by cluster, and "broker"
+	// watch, where set, is told of every write, as watches are; agents are not poked then. Old or after is nil where there is none.
+	watch func(s *server, old, after client.Object)
 }
 
 // server is a fake API server that does what ours depends on: it gives addresses, times and UIDs.
@@ -54,6 +58,7 @@ type server struct {
 	families []corev1.IPFamily // of Services, the primary first
 	writes   int               // guarded by world.mu
 	events   []string
+	order    sync.Mutex // held from before a write until world.watch was told: a watch tells of writes in their order
 }
 
 // running is an agent that runs.
@@ -77,6 +82,26 @@ func (w *world) server(name string, families []corev1.IPFamily, objects ...clien
 	for _, object := range objects {
 		w.born(s, object)
 	}
+	// before is an object as it is before a write.
+	before := func(ctx context.Context, c client.WithWatch, object client.Object) client.Object {
+		if w.watch == nil {
+			return nil
+		}
+		old := object.DeepCopyObject().(client.Object)
+		if c.Get(ctx, client.ObjectKeyFromObject(object), old) != nil {
+			return nil
+		}
+		return old
+	}
+	told := func(err error, old, after client.Object) error {
+		if err == nil && w.watch != nil {
+			if after != nil {
+				after = after.DeepCopyObject().(client.Object)
+			}
+			w.watch(s, old, after)
+		}
+		return err
+	}
 	wrote := func(err error) error {
 		if err == nil {
 			w.mu.Lock()
@@ -95,27 +120,36 @@ func (w *world) server(name string, families []corev1.IPFamily, objects ...clien
 		return nil
 	}
 	s.WithWatch = fake.NewClientBuilder().WithScheme(w.scheme).WithObjects(objects...).
+		WithIndex(&discoveryv1.EndpointSlice{}, indexSlices, indexOfSlice).
 		WithStatusSubresource(&mcsv1beta1.ServiceImport{}, &mcsv1beta1.ServiceExport{}).
 		WithInterceptorFuncs(interceptor.Funcs{
 			Create: func(ctx context.Context, c client.WithWatch, object client.Object, o ...client.CreateOption) error {
 				if err := gone(); err != nil {
 					return err
 				}
+				s.order.Lock()
+				defer s.order.Unlock()
 				w.born(s, object)
-				return wrote(c.Create(ctx, object, o...))
+				return told(wrote(c.Create(ctx, object, o...)), nil, object)
 			},
 			Update: func(ctx context.Context, c client.WithWatch, object client.Object, o ...client.UpdateOption) error {
 				if err := gone(); err != nil {
 					return err
 				}
+				s.order.Lock()
+				defer s.order.Unlock()
 				w.allocate(s, object)
-				return wrote(c.Update(ctx, object, o...))
+				old := before(ctx, c, object)
+				return told(wrote(c.Update(ctx, object, o...)), old, object)
 			},
 			Delete: func(ctx context.Context, c client.WithWatch, object client.Object, o ...client.DeleteOption) error {
 				if err := gone(); err != nil {
 					return err
 				}
-				return wrote(c.Delete(ctx, object, o...))
+				s.order.Lock()
+				defer s.order.Unlock()
+				old := before(ctx, c, object)
+				return told(wrote(c.Delete(ctx, object, o...)), old, nil)
 			},
 			SubResourceUpdate: func(ctx context.Context, c client.Client, sub string, object client.Object, o ...client.SubResourceUpdateOption) error {
 				return wrote(c.SubResource(sub).Update(ctx, object, o...))
@@ -177,9 +211,14 @@ func (w *world) allocate(s *server, object client.Object) {
 // poke tells every agent and every waiting test that something changed.
 func (w *world) poke() {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.stir()
-	for _, a := range w.agents {
+	if w.watch != nil {
+		w.mu.Unlock()
+		return
+	}
+	agents := slices.Collect(maps.Values(w.agents))
+	w.mu.Unlock()
+	for _, a := range agents {
 		a.Poke()
 	}
 }
@@ -190,8 +229,8 @@ func (w *world) stir() {
 	w.changed = make(chan struct{})
 }
 
-// view reads the broker as its watches would.
-func (w *world) view(ctx context.Context) (broker.View, error) {
+// view reads the broker as the watches of a member would.
+func (w *world) view(ctx context.Context, cluster string) (broker.View, error) {
 	var (
 		sets      v1alpha1.ClusterSetList
 		services  v1alpha1.ExportedServiceList
@@ -206,11 +245,24 @@ func (w *world) view(ctx context.Context) (broker.View, error) {
 	for i := range sets.Items {
 		view.ClusterSet = &sets.Items[i]
 	}
+	withdrawn := func(record client.Object) {
+		if record.GetNamespace() == "member-"+cluster {
+			view.Withdrawn = append(view.Withdrawn, record)
+		}
+	}
 	for i := range services.Items {
-		view.Services = append(view.Services, &services.Items[i])
+		if record := &services.Items[i]; record.Spec.Withdrawn {
+			withdrawn(record)
+		} else {
+			view.Services = append(view.Services, record)
+		}
 	}
 	for i := range endpoints.Items {
-		view.Endpoints = append(view.Endpoints, &endpoints.Items[i])
+		if record := &endpoints.Items[i]; record.Spec.Withdrawn {
+			withdrawn(record)
+		} else {
+			view.Endpoints = append(view.Endpoints, record)
+		}
 	}
 	for i := range gateways.Items {
 		view.Gateways = append(view.Gateways, &gateways.Items[i])
@@ -218,25 +270,85 @@ func (w *world) view(ctx context.Context) (broker.View, error) {
 	return view, nil
 }
 
+// records are views of what a function says that the broker holds.
+type records func() broker.View
+
+func (r records) View() broker.View { return r() }
+
+func (r records) Gateways() broker.View {
+	view := r()
+	view.Services, view.Endpoints = nil, nil
+	return view
+}
+
+func (r records) Service(key clusterset.Key) broker.View {
+	view := r()
+	view.Gateways = nil
+	view.Services = slices.DeleteFunc(slices.Clone(view.Services), func(e *v1alpha1.ExportedService) bool {
+		return e.Spec.Namespace != key.Namespace || e.Spec.Name != key.Name
+	})
+	view.Endpoints = slices.DeleteFunc(slices.Clone(view.Endpoints), func(e *v1alpha1.ExportedEndpoints) bool {
+		return e.Spec.Namespace != key.Namespace || e.Spec.Service != key.Name
+	})
+	view.Withdrawn = slices.DeleteFunc(slices.Clone(view.Withdrawn), func(record client.Object) bool { return serviceOf(record) != key })
+	return view
+}
+
+func (r records) Services() []clusterset.Key {
+	var all []clusterset.Key
+	view := r()
+	for _, e := range view.Services {
+		all = append(all, serviceOf(e))
+	}
+	for _, e := range view.Endpoints {
+		all = append(all, serviceOf(e))
+	}
+	for _, e := range view.Withdrawn {
+		all = append(all, serviceOf(e))
+	}
+	return all
+}
+
+// serviceOf is the service that a record is of.
+func serviceOf(record client.Object) clusterset.Key {
+	switch record := record.(type) {
+	case *v1alpha1.ExportedService:
+		return clusterset.Key{Namespace: record.Spec.Namespace, Name: record.Spec.Name}
+	case *v1alpha1.ExportedEndpoints:
+		return clusterset.Key{Namespace: record.Spec.Namespace, Name: record.Spec.Service}
+	}
+	return clusterset.Key{}
+}
+
 // run starts a cluster's agent, as a new process: it knows of the broker what it has heard since.
 func (w *world) run(t testing.TB, cluster string) {
+	t.Helper()
+	w.start(cluster, w.prepare(t, cluster))
+}
+
+// prepare makes an agent that is to run.
+func (w *world) prepare(t testing.TB, cluster string) *Agent {
 	t.Helper()
 	var mu sync.Mutex
 	var last broker.View
 	a := w.agent(t, cluster)
-	a.config.View = func() broker.View {
+	a.config.Records = records(func() broker.View {
 		mu.Lock()
 		defer mu.Unlock()
 		w.mu.Lock()
 		away := w.away
 		w.mu.Unlock()
 		if !away {
-			if view, err := w.view(context.Background()); err == nil {
+			if view, err := w.view(context.Background(), cluster); err == nil {
 				last = view
 			}
 		}
 		return last
-	}
+	})
+	return a
+}
+
+func (w *world) start(cluster string, a *Agent) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { a.Run(ctx); close(done) }()
@@ -252,13 +364,13 @@ func (w *world) agent(t testing.TB, cluster string) *Agent {
 	a, err := New(Config{
 		ClusterID: cluster, BrokerNamespace: "member-" + cluster,
 		Reader: s, Local: s, Broker: w.servers["broker"],
-		View: func() broker.View {
-			view, err := w.view(context.Background())
+		Records: records(func() broker.View {
+			view, err := w.view(context.Background(), cluster)
 			if err != nil {
 				t.Error(err)
 			}
 			return view
-		},
+		}),
 		Connected: func() bool { w.mu.Lock(); defer w.mu.Unlock(); return !w.away },
 		Event: func(object runtime.Object, kind, reason, message string) {
 			w.mu.Lock()
@@ -319,13 +431,18 @@ func (w *world) eventually(check func() error) error {
 
 // shown is what a cluster holds of ours, in the text of a plan.
 func (w *world) shown(ctx context.Context, cluster string) (string, error) {
-	a := &Agent{config: Config{
-		ClusterID: cluster, Reader: w.servers[cluster],
-		View: func() broker.View { return broker.View{} }, Connected: func() bool { return true },
-	}, metrics: newMetrics(func() bool { return true }), reach: &reach{reader: w.servers[cluster], log: slog.New(slog.DiscardHandler)}}
-	s, err := a.snapshot(ctx)
+	p, err := w.held(ctx, cluster)
+	_, text, _ := strings.Cut(p.String(), "# cluster\n")
+	return text, err
+}
+
+// held is what a cluster holds of ours, as the plan that would say so.
+func (w *world) held(ctx context.Context, cluster string) (Plan, error) {
+	a := &Agent{config: Config{ClusterID: cluster, Reader: w.servers[cluster], Connected: func() bool { return true }},
+		reach: &reach{reader: w.servers[cluster], log: slog.New(slog.DiscardHandler)}}
+	s, err := a.everything(ctx)
 	if err != nil {
-		return "", err
+		return Plan{}, err
 	}
 	var p Plan
 	for _, key := range sortedKeys(s.Services) {
@@ -347,8 +464,7 @@ func (w *world) shown(ctx context.Context, cluster string) (string, error) {
 			p.Mirrors = append(p.Mirrors, e)
 		}
 	}
-	_, text, _ := strings.Cut(p.String(), "# cluster\n")
-	return text, nil
+	return p, nil
 }
 
 // decode reads objects from YAML documents.
@@ -368,7 +484,8 @@ func decode(t testing.TB, scheme *runtime.Scheme, text []byte) []client.Object {
 		if len(bytes.TrimSpace(document)) == 0 {
 			continue
 		}
-		object, _, err := decoder.Decode(document, nil, nil)
+		// The comment keeps what begins with a brace from being taken for JSON.
+		object, _, err := decoder.Decode(append([]byte("#\n"), document...), nil, nil)
 		if err != nil {
 			t.Fatalf("%v in\n%s", err, document)
 		}

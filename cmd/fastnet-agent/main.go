@@ -18,15 +18,12 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/klog/v2"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
-	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/fastnet-io/fastnet/agent"
-	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/internal/broker"
 	"github.com/fastnet-io/fastnet/internal/clusterset"
 	"github.com/fastnet-io/fastnet/internal/debug"
@@ -133,8 +130,8 @@ func run(ctx context.Context, c config) error {
 	defer events.Shutdown()
 	events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: core.Events("")})
 
-	var poke func()
-	remote, err := broker.New(brokerConfig, namespace, scheme, func(broker.Change) { poke() })
+	var changed func(broker.Change)
+	remote, err := broker.New(brokerConfig, namespace, scheme, func(c broker.Change) { changed(c) })
 	if err != nil {
 		return err
 	}
@@ -142,14 +139,14 @@ func run(ctx context.Context, c config) error {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	a, err := agent.New(agent.Config{
 		ClusterID: c.clusterID, BrokerNamespace: namespace,
-		Reader: objects, Local: local, Broker: remote.Writer, View: remote.View, Connected: remote.Connected,
+		Reader: objects, Local: local, Broker: remote.Writer, Records: remote, Connected: remote.Connected,
 		Event: events.NewRecorder(scheme, corev1.EventSource{Component: "fastnet-agent"}).Event,
 		Now:   time.Now, Metrics: registry, Log: log,
 	})
 	if err != nil {
 		return err
 	}
-	poke = a.Poke // before anything runs that pokes
+	changed = a.BrokerChanged // before anything runs that tells of changes
 
 	log.Info("agent starts", "cluster", c.clusterID, "broker", brokerConfig.Host, "namespace", namespace)
 	tasks, ctx := errgroup.WithContext(ctx)
@@ -157,13 +154,12 @@ func run(ctx context.Context, c config) error {
 		return debug.Server{Address: c.httpAddress, Gatherer: registry, Ready: a.Ready, Plan: a.Shown}.Run(ctx)
 	})
 	tasks.Go(func() error { return remote.Run(ctx) })
-	tasks.Go(func() error { return objects.Start(ctx) })
 	tasks.Go(func() error {
-		err := kube.PokeOn(ctx, objects, a.Poke, &corev1.Namespace{}, &corev1.Service{}, &discoveryv1.EndpointSlice{},
-			&mcsv1beta1.ServiceExport{}, &mcsv1beta1.ServiceImport{}, &v1alpha1.Endpoint{}, &v1alpha1.Gateway{})
-		if err != nil {
+		// The index that it makes must be there before the cache starts.
+		if err := a.Watch(ctx, objects); err != nil {
 			return err
 		}
+		tasks.Go(func() error { return objects.Start(ctx) })
 		if objects.WaitForCacheSync(ctx) {
 			a.Run(ctx)
 		}

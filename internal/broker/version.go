@@ -16,6 +16,9 @@ func NextVersion(previous string, now time.Time) string {
 	return strconv.FormatInt(max(now.UnixMilli(), parseVersion(previous)+1), 10)
 }
 
+// WrittenAt is when a record was written, by its version; the zero of Unix time where it has none.
+func WrittenAt(record client.Object) time.Time { return time.UnixMilli(versionOf(record)) }
+
 // versionOf is the version of a record; 0, which is before all others, where it has none that can be read.
 func versionOf(record client.Object) int64 {
 	return parseVersion(record.GetAnnotations()[v1alpha1.AnnotationVersion])
