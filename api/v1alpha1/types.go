@@ -107,8 +107,7 @@ type ExportedServiceSpec struct {
 	// +optional
 	ExportedAnnotations map[string]string `json:"exportedAnnotations,omitempty"`
 
-	// affinity says who serves behind the clusterset IP of an importing cluster: local, none or remote. Empty is local, or
-	// none where prefer is set.
+	// affinity says who serves behind the clusterset IP of an importing cluster: local, none or remote. Empty is local.
 	// +kubebuilder:validation:Enum=local;none;remote
 	// +optional
 	Affinity string `json:"affinity,omitempty"`
@@ -116,7 +115,7 @@ type ExportedServiceSpec struct {
 	// cluster's own, and no export's word on others.
 	// +optional
 	Weight *int32 `json:"weight,omitempty"`
-	// prefer is clusters in the order in which they are to serve.
+	// prefer is clusters in the order in which they are to serve, among those that affinity leaves.
 	// +listType=atomic
 	// +optional
 	Prefer []string `json:"prefer,omitempty"`

@@ -60,16 +60,10 @@ func policyOf(byAge []Contribution) Policy {
 	return p
 }
 
-// EffectiveAffinity is local where nothing is said. Who names an order of clusters and no affinity means that order, though:
-// with local backends before it, the first of the list would serve nobody but itself.
+// EffectiveAffinity is local where nothing is said, an order of clusters or not: naming who takes over must not move the
+// traffic of clusters that serve themselves.
 func EffectiveAffinity(e v1alpha1.ExportedServiceSpec) string {
-	switch {
-	case e.Affinity != "":
-		return e.Affinity
-	case len(e.Prefer) > 0:
-		return v1alpha1.AffinityNone
-	}
-	return v1alpha1.AffinityLocal
+	return cmp.Or(e.Affinity, v1alpha1.AffinityLocal)
 }
 
 // policyAnnotations are those by which an export, and the ServiceImport made of it, say a policy; without the weight, which
@@ -96,7 +90,7 @@ func (p Policy) Annotate(annotations map[string]string) map[string]string {
 		}
 		annotations[key] = value
 	}
-	if p.Affinity != v1alpha1.AffinityLocal || len(p.Prefer) > 0 {
+	if p.Affinity != v1alpha1.AffinityLocal {
 		put(v1alpha1.AnnotationAffinity, p.Affinity)
 	}
 	if len(p.Prefer) > 0 {
