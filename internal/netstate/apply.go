@@ -2,6 +2,7 @@ package netstate
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -21,6 +22,7 @@ import (
 type Kernel struct {
 	scope  Scope
 	tables *Tables // nil where the scope owns no chains
+	plain  bool    // this kernel has no resilient groups
 }
 
 // New makes a Kernel. Tables may be nil where the scope has no chains.
@@ -32,40 +34,58 @@ func New(scope Scope, tables *Tables) *Kernel {
 // as Text has them. It goes on after an error; errors are joined.
 //
 // The order keeps packets for remote prefixes off the default route at every moment: what the routes need comes first
-// (links, neighbours, then the chains that keep addresses as they are), blackholes before the routes they stand behind,
-// the rule last; removal goes the other way round. A route is exchanged for another in one step.
+// (links, neighbours, nexthops, then the chains that keep addresses as they are), blackholes before the routes they stand
+// behind, the rule last; removal goes the other way round. A route is exchanged for another in one step.
 func (k *Kernel) Apply(ctx context.Context, want State) (changes []string, err error) {
+	changes, err = k.ApplyPaths(ctx, want)
+	more, restErr := k.ApplyRest(ctx, want)
+	return append(changes, more...), errors.Join(err, restErr)
+}
+
+// ApplyPaths is the first part of Apply, what is done over netlink in a few milliseconds: links, neighbours, nexthops and
+// groups. An owner that also regroups between two rounds keeps others from regrouping while this one runs, and lets them
+// during the second part, ApplyRest, which starts processes: it does not touch groups that are wanted.
+func (k *Kernel) ApplyPaths(ctx context.Context, want State) (changes []string, err error) {
 	if err := want.Validate(k.scope); err != nil {
 		return nil, err
 	}
-	var errs []error
-	run := func(step func(context.Context, State) ([]string, error)) {
-		if err := ctx.Err(); err != nil {
-			errs = append(errs, err)
-			return
-		}
-		done, err := step(ctx, want)
-		changes = append(changes, done...)
-		errs = append(errs, err)
+	if k.scope.LinkPrefix == "" {
+		return k.run(ctx, want, k.Regroup)
 	}
-	if k.scope.LinkPrefix != "" {
-		run(k.makeLinks)
-		run(k.neighbours)
-		run(k.forwarding)
+	return k.run(ctx, want, k.makeLinks, k.neighbours, k.forwarding, k.Regroup)
+}
+
+// ApplyRest is the second part of Apply.
+func (k *Kernel) ApplyRest(ctx context.Context, want State) (changes []string, err error) {
+	if err := want.Validate(k.scope); err != nil {
+		return nil, nil // said already
 	}
+	var steps []step
 	if k.tables != nil {
-		run(k.sysctls)
-		run(k.tables.makeChains)
+		steps = append(steps, k.sysctls, k.tables.makeChains)
 	}
 	if k.scope.Table != 0 {
-		run(k.routes)
-		run(k.rules)
+		steps = append(steps, k.routes, k.rules, k.removePaths)
 	}
 	if k.tables != nil {
-		run(k.tables.removeChains)
+		steps = append(steps, k.tables.removeChains)
 	}
 	if k.scope.LinkPrefix != "" {
-		run(k.removeLinks)
+		steps = append(steps, k.removeLinks)
+	}
+	return k.run(ctx, want, steps...)
+}
+
+type step func(context.Context, State) ([]string, error)
+
+func (k *Kernel) run(ctx context.Context, want State, steps ...step) (changes []string, err error) {
+	var errs []error
+	for _, step := range steps {
+		if err := ctx.Err(); err != nil {
+			return changes, errors.Join(append(errs, err)...)
+		}
+		done, err := step(ctx, want)
+		changes, errs = append(changes, done...), append(errs, err)
 	}
 	return changes, errors.Join(errs...)
 }
@@ -335,21 +355,25 @@ func neighbour(linkName, hardware string) (netlink.Neigh, error) {
 
 // ---- routes and rules
 
-func (k *Kernel) ownRoutes() ([]Route, error) {
-	names := map[int]string{}
-	links, err := whole(netlink.LinkList)
+// ownRoutes reads the kernel's dump itself: the netlink library knows nothing of nexthop groups. Groups have the names
+// given for their IDs; others, from before, are "id N".
+func (k *Kernel) ownRoutes(groups map[string]uint32) ([]Route, error) {
+	links, err := linkNames()
 	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
+		return nil, err
 	}
-	for _, link := range links {
-		names[link.Attrs().Index] = link.Attrs().Name
+	names := map[uint32]string{}
+	for name, id := range groups {
+		names[id] = name
 	}
-	filter := &netlink.Route{Table: k.scope.Table, Protocol: netlink.RouteProtocol(k.scope.Protocol)}
 	var routes []Route
 	for _, v6 := range []bool{false, true} {
-		// The library tests one filter after the other only as far as the first that matches, so the protocol is tested here.
-		list, err := whole(func() ([]netlink.Route, error) {
-			return netlink.RouteListFiltered(family(v6), filter, netlink.RT_FILTER_TABLE)
+		messages, err := whole(func() ([][]byte, error) {
+			req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
+			msg := nl.NewRtMsg()
+			msg.Family = uint8(family(v6))
+			req.AddData(msg)
+			return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWROUTE)
 		})
 		if unsupported(err) {
 			continue
@@ -357,17 +381,34 @@ func (k *Kernel) ownRoutes() ([]Route, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
-		for _, r := range list {
-			if int(r.Protocol) != k.scope.Protocol {
+		for _, m := range messages {
+			head := nl.DeserializeRtMsg(m)
+			if int(head.Protocol) != k.scope.Protocol {
 				continue
 			}
-			route := Route{Dst: defaultRoute(v6), Blackhole: r.Type == unix.RTN_BLACKHOLE, Metric: r.Priority}
-			if r.Dst != nil {
-				route.Dst = toPrefix(r.Dst)
+			attrs, err := attributes(m[unix.SizeofRtMsg:])
+			if err != nil {
+				return nil, fmt.Errorf("list routes: %w", err)
 			}
-			if !route.Blackhole {
-				route.Dev = names[r.LinkIndex]
-				route.Via = nextHop(r)
+			if int(number(attrs[unix.RTA_TABLE])) != k.scope.Table {
+				continue
+			}
+			route := Route{Dst: defaultRoute(v6), Blackhole: head.Type == unix.RTN_BLACKHOLE, Metric: int(number(attrs[unix.RTA_PRIORITY]))}
+			if dst, ok := netip.AddrFromSlice(attrs[unix.RTA_DST]); ok {
+				route.Dst = netip.PrefixFrom(dst, int(head.Dst_len))
+			}
+			switch id := number(attrs[rtaNHID]); {
+			case route.Blackhole:
+			case id != 0:
+				if route.Group = names[id]; route.Group == "" {
+					route.Group = fmt.Sprintf("id %d", id)
+				}
+			default:
+				route.Dev = links[int(number(attrs[unix.RTA_OIF]))]
+				route.Via, _ = netip.AddrFromSlice(attrs[unix.RTA_GATEWAY])
+				if via := attrs[unix.RTA_VIA]; len(via) > 2 {
+					route.Via, _ = netip.AddrFromSlice(via[2:])
+				}
 			}
 			routes = append(routes, route)
 		}
@@ -375,52 +416,61 @@ func (k *Kernel) ownRoutes() ([]Route, error) {
 	return routes, nil
 }
 
-func nextHop(r netlink.Route) netip.Addr {
-	gw := r.Gw
-	if via, ok := r.Via.(*netlink.Via); ok {
-		gw = via.Addr
+func (k *Kernel) setRoute(r Route, groups map[string]uint32) error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
+	k.addRoute(req, r)
+	switch {
+	case r.Blackhole:
+	case r.Group != "":
+		req.AddData(nl.NewRtAttr(rtaNHID, nl.Uint32Attr(groups[r.Group])))
+	default:
+		link, err := netlink.LinkByName(r.Dev)
+		if err != nil {
+			return err
+		}
+		req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(link.Attrs().Index))))
+		if r.Via.Is6() && r.Dst.Addr().Is4() {
+			req.AddData(nl.NewRtAttr(unix.RTA_VIA, append(binary.NativeEndian.AppendUint16(nil, unix.AF_INET6), r.Via.AsSlice()...)))
+		} else if r.Via.IsValid() {
+			req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, r.Via.AsSlice()))
+		}
 	}
-	addr, _ := netip.AddrFromSlice(gw)
-	return addr.Unmap()
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
 }
 
-func (k *Kernel) kernelRoute(r Route) (*netlink.Route, error) {
-	route := &netlink.Route{
-		Dst: toIPNet(r.Dst), Table: k.scope.Table, Protocol: netlink.RouteProtocol(k.scope.Protocol), Priority: r.Metric,
-		Family: family(r.Dst.Addr().Is6()), Type: unix.RTN_UNICAST,
-	}
+func (k *Kernel) delRoute(r Route) error {
+	req := nl.NewNetlinkRequest(unix.RTM_DELROUTE, unix.NLM_F_ACK)
+	k.addRoute(req, r)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// addRoute adds to a request what tells a route from others.
+func (k *Kernel) addRoute(req *nl.NetlinkRequest, r Route) {
+	msg := nl.NewRtMsg()
+	msg.Family, msg.Dst_len = uint8(family(r.Dst.Addr().Is6())), uint8(r.Dst.Bits())
+	msg.Table, msg.Protocol = unix.RT_TABLE_UNSPEC, uint8(k.scope.Protocol)
 	if r.Blackhole {
-		route.Type = unix.RTN_BLACKHOLE
-		return route, nil
+		msg.Type = unix.RTN_BLACKHOLE
+	} else if r.Group == "" && !r.Via.IsValid() {
+		msg.Scope = unix.RT_SCOPE_LINK
 	}
-	link, err := netlink.LinkByName(r.Dev)
-	if err != nil {
-		return nil, err
-	}
-	route.LinkIndex = link.Attrs().Index
-	switch {
-	case !r.Via.IsValid():
-		route.Scope = netlink.SCOPE_LINK
-	case r.Via.Is6() && r.Dst.Addr().Is4():
-		route.Via = &netlink.Via{AddrFamily: unix.AF_INET6, Addr: r.Via.AsSlice()}
-	default:
-		route.Gw = r.Via.AsSlice()
-	}
-	return route, nil
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.RTA_DST, r.Dst.Addr().AsSlice()))
+	req.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(uint32(r.Metric))))
+	req.AddData(nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(uint32(k.scope.Table))))
 }
 
 func (k *Kernel) routes(_ context.Context, want State) (changes []string, err error) {
-	have, err := k.ownRoutes()
+	_, groups := want.ids()
+	have, err := k.ownRoutes(groups)
 	if err != nil {
 		return nil, err
 	}
 	var errs []error
 	remove := func(r Route) {
-		route, err := k.kernelRoute(r)
-		if err == nil {
-			err = netlink.RouteDel(route)
-		}
-		errs = append(errs, ignoring(gone, err, "remove route %s", r))
+		errs = append(errs, ignoring(gone, k.delRoute(r), "remove route %s", r))
 		changes = append(changes, "- "+r.String())
 	}
 	wanted := map[string]Route{}
@@ -449,12 +499,10 @@ func (k *Kernel) routes(_ context.Context, want State) (changes []string, err er
 		if kept[r.key()] {
 			continue
 		}
-		route, err := k.kernelRoute(r)
-		if err == nil {
-			err = netlink.RouteReplace(route)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("set route %s: %w", r, err))
+		if err := k.setRoute(r, groups); err != nil {
+			if r.Group == "" || !noGroup(err) {
+				errs = append(errs, fmt.Errorf("set route %s: %w", r, err))
+			}
 			continue
 		}
 		changes = append(changes, "+ "+r.String())

@@ -17,6 +17,14 @@ func gone(err error) bool {
 		errors.Is(err, unix.ENXIO) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.As(err, &noLink)
 }
 
+// noGroup: there is no such nexthop group.
+func noGroup(err error) bool { return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) }
+
+// notNow: the device of a nexthop is gone, down or without carrier, or its gateway is on no segment of it any more.
+func notNow(err error) bool {
+	return gone(err) || errors.Is(err, unix.ENETDOWN) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH)
+}
+
 // present: what should be made is there.
 func present(err error) bool { return errors.Is(err, unix.EEXIST) }
 

@@ -204,7 +204,7 @@ func TestRoutesAreExchangedInOneStep(t *testing.T) {
 			return
 		default:
 		}
-		routes, err := k.ownRoutes()
+		routes, err := k.ownRoutes(nil)
 		if err != nil {
 			t.Fatal(err)
 		}

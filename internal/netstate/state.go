@@ -22,11 +22,15 @@ type State struct {
 	Links      []Link
 	Neighbours []Neighbour
 	Forwarding []Forwarding
-	Routes     []Route
-	Rules      []Rule
-	Chains     []Chain
-	Jumps      []Jump
-	Sysctls    []Sysctl
+	// Nexthops are all that groups may have as members, whether any has them now or not: exchanging members is quick
+	// where they exist already.
+	Nexthops []Nexthop
+	Groups   []Group
+	Routes   []Route
+	Rules    []Rule
+	Chains   []Chain
+	Jumps    []Jump
+	Sysctls  []Sysctl
 }
 
 // Scope tells an owner's state from all else. Zero fields own nothing.
@@ -105,11 +109,13 @@ func (f Forwarding) String() string {
 	return fmt.Sprintf("%s dev %s dst %s self permanent", f.MAC, f.Link, f.Dst)
 }
 
-// Route is a route of the scope's table.
+// Route is a route of the scope's table: to a group, to a single next hop, or to nowhere.
 type Route struct {
 	Dst netip.Prefix
-	// Blackhole drops silently; Via and Dev are empty then.
+	// Blackhole drops silently.
 	Blackhole bool
+	// Group by its name.
+	Group string
 	// Via is the next hop, of either family; none for a route straight to a device.
 	Via netip.Addr
 	Dev string
@@ -123,6 +129,9 @@ func (r Route) String() string {
 		b.WriteString("blackhole ")
 	}
 	b.WriteString(r.Dst.String())
+	if r.Group != "" {
+		b.WriteString(" group " + r.Group)
+	}
 	if r.Via.IsValid() {
 		b.WriteString(" via ")
 		if r.Via.Is6() && r.Dst.Addr().Is4() {
@@ -195,6 +204,7 @@ func (s State) Text(scope Scope) string {
 	section("ip -d addr", lines(s.Links))
 	section("ip neigh", lines(s.Neighbours))
 	section("bridge fdb", lines(s.Forwarding))
+	section("ip nexthop", s.nexthopLines(scope))
 	for _, v6 := range []bool{false, true} {
 		var rules []string
 		for _, rule := range s.Rules {
@@ -296,6 +306,7 @@ func (s State) Validate(scope Scope) error {
 		}
 		keys[route.key()] = true
 	}
+	problems = append(problems, s.nexthopProblems(scope)...)
 	for _, chain := range s.Chains {
 		if scope.ChainPrefix == "" || !strings.HasPrefix(chain.Name, scope.ChainPrefix) || len(chain.Name) > 28 {
 			problems = append(problems, fmt.Sprintf("chain %q is not of prefix %q or too long", chain.Name, scope.ChainPrefix))
