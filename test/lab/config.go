@@ -23,6 +23,7 @@ type Config struct {
 	Pods      map[string]Ranges // pod ranges by cluster name; those not named have defaults
 	Services  map[string]Ranges // service ranges by cluster name; those not named have defaults
 	Install   bool              // put Fastnet on the clusters with the tool that users run
+	Gateways  int               // gateway nodes of each cluster when it does: worker1 on; the control node without workers
 	Dist      string            // folder of the built programs and images; see [FindDist]
 
 	// Progress, if set, is told of each step as it starts or ends, one line of text without a newline. It may be called
@@ -53,6 +54,9 @@ func FindDist() (string, error) {
 func (c Config) complete() Config {
 	if c.Clusters == 0 {
 		c.Clusters = 2
+	}
+	if c.Gateways == 0 {
+		c.Gateways = 1
 	}
 	pods, services := map[string]Ranges{}, map[string]Ranges{}
 	for n := 1; n <= c.Clusters; n++ {
@@ -85,6 +89,9 @@ func (c Config) Validate() error {
 	}
 	if c.Workers < 0 || c.Workers > 50 {
 		complain("%d workers: give 0 to 50", c.Workers)
+	}
+	if c.Gateways < 1 || c.Gateways > max(1, c.Workers) {
+		complain("%d gateways: give 1 to %d, the number of workers", c.Gateways, max(1, c.Workers))
 	}
 	if c.Dist == "" {
 		complain("no folder of built programs: give --dist or set FASTNET_DIST")

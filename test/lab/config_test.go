@@ -31,8 +31,8 @@ func TestValidate(t *testing.T) {
 			c.Pods = map[string]Ranges{"c1": ranges(t, "10.7.0.0/16,fd00:10:7::/48")}
 		}, nil},
 		"everything wrong": {func(c *Config) {
-			c.Clusters, c.Workers, c.Dist = 10, -1, ""
-		}, []string{"10 clusters", "-1 workers", "no folder"}},
+			c.Clusters, c.Workers, c.Gateways, c.Dist = 10, -1, 2, ""
+		}, []string{"10 clusters", "-1 workers", "2 gateways", "no folder"}},
 		"unknown cluster": {func(c *Config) {
 			c.Pods = map[string]Ranges{"c3": ranges(t, "10.7.0.0/16,fd00:10:7::/48")}
 		}, []string{"the clusters are [c1 c2]"}},

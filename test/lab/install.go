@@ -10,15 +10,17 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// install puts Fastnet on the clusters the way its users do: with kubectl-fastnet, the broker in c1, one gateway node
-// (worker1, else the control node) in each cluster.
+// install puts Fastnet on the clusters the way its users do: with kubectl-fastnet, the broker in c1, the first workers (or
+// the control node, where it is the only one) as gateways in each cluster.
 func (l *Lab) install(ctx context.Context) error {
 	for _, c := range l.clusters {
-		gateway := c.nodes[min(1, len(c.nodes)-1)]
-		err := l.run(ctx, filepath.Join("lab", "kube"), "kubectl", "--kubeconfig="+c.Kubeconfig(),
-			"label", "--overwrite", "node", gateway.name, "fastnet.dev/gateway=true")
-		if err != nil {
-			return err
+		first := min(1, len(c.nodes)-1)
+		for _, gateway := range c.nodes[first : first+l.config.Gateways] {
+			err := l.run(ctx, filepath.Join("lab", "kube"), "kubectl", "--kubeconfig="+c.Kubeconfig(),
+				"label", "--overwrite", "node", gateway.name, "fastnet.dev/gateway=true")
+			if err != nil {
+				return err
+			}
 		}
 	}
 	broker := l.clusters[0]
