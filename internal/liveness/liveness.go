@@ -1,0 +1,231 @@
+// Package liveness says of a path whether it lives, from probes that go out and answers that come back. It is the one
+// judgement for gateway to gateway, inside a cable, and node to gateway. It does no I/O and has no clock: who uses it
+// sends a probe when Next says so, and tells it of answers.
+//
+// What it promises, and why the numbers are what they are:
+//
+//   - A dead path is down within 300 ms and its round-trip time. Probes go out every 50 ms, and every 12 ms while answers
+//     are missing. The worst: the path dies right after an answer. The next probe goes out 50 ms later, and is the first
+//     of 12 that are missed; the last of them goes out at 50 + 50 + 10*12 = 220 ms, and has had its time at 245 ms.
+//   - 10 % loss in each direction for 10 minutes changes nothing. One round trip in 1 - 0.9*0.9 = 19 % is then lost, and 12
+//     in a row are with 0.19^12 = 2.2e-9. A run of losses begins after an answer: with at most 20 answers a second there are
+//     12,000 beginnings in 10 minutes, so one path in 38,000 would change.
+//   - A path that was down is up again when 12 of the last 20 probes were answered: half a second of answers alone, or a second
+//     with losses. At 19 % loss that holds for 99.6 % of all seconds. At half of all lost it holds for a quarter, and a path
+//     goes down once in some minutes.
+//   - Whoever is stopped (SIGSTOP, a starved processor) blames no path: probes that nobody could have seen answered are
+//     forgotten.
+package liveness
+
+import "time"
+
+// The numbers.
+const (
+	// Pace between two probes of a path that answers, HastyPace while answers are missing, SlowPace where nothing has come
+	// for quiet: a node that is away for a week is asked five times a second.
+	Pace      = 50 * time.Millisecond
+	HastyPace = 12 * time.Millisecond
+	SlowPace  = 200 * time.Millisecond
+	quiet     = 5 * time.Second
+
+	// A path is down when downAfter probes in a row were missed.
+	downAfter = 12
+	// A path that was down is up again when upOf of the last upFrom probes were answered.
+	upOf, upFrom = 12, 20
+
+	// A probe is missed when it has no answer after the round-trip time and grace, which is what a busy processor may need.
+	// Later answers count when they come, so jitter beyond that does no harm. While the time is not known it is strangeRTT.
+	grace      = 25 * time.Millisecond
+	strangeRTT = time.Second
+
+	// stall is how late a probe may go out before we take it that we ourselves were stopped.
+	stall = 100 * time.Millisecond
+
+	// remembered probes: those of the last ten seconds of a path that answers. Loss is measured over them.
+	remembered = 200
+)
+
+// State of a path.
+type State string
+
+// A path is Unknown until its first answer, and then Up or Down.
+const (
+	Unknown State = "unknown"
+	Up      State = "up"
+	Down    State = "down"
+)
+
+// Path is the liveness of one path. Make it with New. It is not safe for use by several goroutines at once.
+type Path struct {
+	state State
+	since time.Time
+
+	next time.Time // when the next probe goes out
+	sent uint64    // probes so far; the sequence number of the latest
+
+	probes   [remembered]probe // by sequence number, modulo
+	newest   uint64            // the newest probe that was answered, or that counts as such
+	answered time.Time         // when the last answer came, or could first have come
+
+	rtt time.Duration
+}
+
+type probe struct {
+	sent     time.Time
+	answered bool
+	void     bool // nobody could have seen its answer
+}
+
+// New makes a path that nothing is known of.
+func New(now time.Time) *Path {
+	return &Path{state: Unknown, since: now, next: now, answered: now}
+}
+
+// Resume makes a path of which an earlier process has said that it is up: it stays so unless its probes are missed.
+func Resume(since, now time.Time, rtt time.Duration) *Path {
+	return &Path{state: Up, since: since, next: now, answered: now, rtt: rtt}
+}
+
+// State now, and Since when.
+func (p *Path) State() State { return p.state }
+
+// Since when the path has been in its state.
+func (p *Path) Since() time.Time { return p.since }
+
+// RTT is the smoothed round-trip time, 0 while it is not known.
+func (p *Path) RTT() time.Duration { return p.rtt }
+
+// Answered is when the last answer came. Time in which none could have come does not count as silence.
+func (p *Path) Answered() time.Time { return p.answered }
+
+// Next is when Probe wants to be called.
+func (p *Path) Next() time.Time { return p.next }
+
+// Probe notes that a probe goes out now, and gives its sequence number. It reports whether the state has changed.
+func (p *Path) Probe(now time.Time) (sequence uint64, changed bool) {
+	if p.sent > 0 && now.Sub(p.next) > stall {
+		// Answers to what is under way may wait in our own queue. They still count when they are read.
+		for n := p.newest + 1; n <= p.sent; n++ {
+			if probe := p.probe(n); probe != nil && !probe.answered {
+				probe.void = true
+			}
+		}
+		p.newest, p.answered = p.sent, now
+	}
+	missed := p.missed(now)
+	if p.state == Up && missed >= downAfter {
+		p.set(Down, now)
+		p.newest = p.sent // what counts for the way up begins here
+		changed = true
+	}
+	p.sent++
+	p.probes[p.sent%remembered] = probe{sent: now}
+	switch {
+	case now.Sub(p.answered) > quiet:
+		p.next = now.Add(SlowPace)
+	case missed > 0 && p.state == Up:
+		p.next = now.Add(HastyPace)
+	default:
+		p.next = now.Add(Pace)
+	}
+	return p.sent, changed
+}
+
+// Answer notes that the answer to a probe has come. It reports whether the state has changed. Answers to probes that were
+// not sent, or are forgotten, and second ones, are nothing.
+func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
+	probe := p.probe(sequence)
+	if probe == nil || probe.answered {
+		return false
+	}
+	slow := now.Sub(p.answered) > quiet
+	probe.answered, probe.void, p.answered = true, false, now
+	p.newest = max(p.newest, sequence)
+	// A probe from before the path was up may have waited for a handshake: its time is no round-trip time.
+	if p.state == Up && !probe.sent.Before(p.since) {
+		p.measure(now.Sub(probe.sent))
+	}
+	if slow {
+		p.next = now
+	}
+	if p.state == Unknown || p.state == Down && p.recovered(now) {
+		p.set(Up, now)
+		p.rtt = 0
+		return true
+	}
+	return false
+}
+
+// Loss is the share of the remembered probes that were missed, 0 to 1.
+func (p *Path) Loss(now time.Time) float64 {
+	answered, decided := p.count(remembered, time.Time{}, now)
+	if decided == 0 {
+		return 0
+	}
+	return float64(decided-answered) / float64(decided)
+}
+
+func (p *Path) set(state State, now time.Time) { p.state, p.since = state, now }
+
+// probe by its sequence number, nil where it is not remembered.
+func (p *Path) probe(sequence uint64) *probe {
+	if sequence == 0 || sequence > p.sent || p.sent-sequence >= remembered {
+		return nil
+	}
+	return &p.probes[sequence%remembered]
+}
+
+// overdue is the time before which a probe must have gone out to be missed.
+func (p *Path) overdue(now time.Time) time.Time {
+	if p.rtt == 0 {
+		return now.Add(-strangeRTT)
+	}
+	return now.Add(-p.rtt - grace)
+}
+
+func (p *Path) measure(rtt time.Duration) {
+	if p.rtt == 0 {
+		p.rtt = rtt
+	}
+	p.rtt += (rtt - p.rtt) / 8
+}
+
+// missed counts the probes in a row, the latest that have had their time, without an answer.
+func (p *Path) missed(now time.Time) (missed int) {
+	overdue := p.overdue(now)
+	for n := p.sent; n > p.newest; n-- {
+		probe := p.probe(n)
+		if probe == nil {
+			break
+		}
+		if !probe.sent.After(overdue) {
+			missed++
+		}
+	}
+	return missed
+}
+
+// count looks at the latest probes that are decided, answered or missed, as many as are wanted and not older than that.
+func (p *Path) count(wanted int, oldest, now time.Time) (answered, decided int) {
+	overdue := p.overdue(now)
+	for n := p.sent; decided < wanted; n-- {
+		probe := p.probe(n)
+		if probe == nil || probe.sent.Before(oldest) {
+			break
+		}
+		switch {
+		case probe.answered:
+			answered++
+			decided++
+		case !probe.void && !probe.sent.After(overdue):
+			decided++
+		}
+	}
+	return answered, decided
+}
+
+// recovered: most of the latest probes, none of them from before the path went down, were answered.
+func (p *Path) recovered(now time.Time) bool {
+	answered, decided := p.count(upFrom, p.since, now)
+	return decided == upFrom && answered >= upOf
+}
