@@ -49,8 +49,8 @@ type Desired struct {
 const minMTU = 1280
 
 // Plan is the whole decision of the gateway. Every gateway of another cluster is a peer, so that every cable can be
-// probed; prefixes go only where both ends carry (see cables.Decide): a prefix has one peer in WireGuard, and packets
-// from it are dropped when they come from another.
+// probed; prefixes go only where both ends are the first of their clusters: a prefix has one peer in WireGuard, and
+// packets from it are dropped when they come from another.
 func Plan(s Snapshot) Desired {
 	desired := Desired{
 		Endpoint: v1alpha1.EndpointSpec{
@@ -74,20 +74,26 @@ func Plan(s Snapshot) Desired {
 		desired.Problems = append(desired.Problems, fmt.Sprintf("MTU %d towards the peers leaves %d in the tunnel, less than IPv6 needs (%d)",
 			s.UnderlayMTU, desired.Cables.MTU, minMTU))
 	}
-	for _, remote := range plan.Remotes {
-		if remote.Driver != s.Driver {
-			desired.Problems = append(desired.Problems, fmt.Sprintf("cluster %s: Endpoint %s wants driver %s, this gateway has %s: no cable",
-				remote.ClusterID, remote.Name, remote.Driver, s.Driver))
-			continue
+	port := map[string]uint16{}
+	for _, endpoint := range s.Endpoints {
+		port[endpoint.Name] = uint16(endpoint.Spec.Port)
+	}
+	for _, cluster := range plan.Clusters {
+		for i, remote := range cluster.Gateways {
+			if remote.Driver != s.Driver {
+				desired.Problems = append(desired.Problems, fmt.Sprintf("cluster %s: Endpoint %s wants driver %s, this gateway has %s: no cable",
+					remote.ClusterID, remote.Name, remote.Driver, s.Driver))
+				continue
+			}
+			peer := cable.Peer{Endpoint: remote.Name, ClusterID: remote.ClusterID, PublicKey: remote.PublicKey}
+			if plan.Locals[0].Name == s.name() && i == 0 {
+				peer.Prefixes = cluster.Prefixes
+			}
+			if n := len(remote.Addresses); n > 0 {
+				peer.Address = netip.AddrPortFrom(remote.Addresses[s.Attempts[remote.Name]%n], port[remote.Name])
+			}
+			desired.Cables.Peers = append(desired.Cables.Peers, peer)
 		}
-		peer := cable.Peer{Endpoint: remote.Name, ClusterID: remote.ClusterID, PublicKey: remote.PublicKey}
-		if plan.Local == s.name() {
-			peer.Prefixes = remote.Prefixes
-		}
-		if n := len(remote.Addresses); n > 0 {
-			peer.Address = remote.Addresses[s.Attempts[remote.Name]%n]
-		}
-		desired.Cables.Peers = append(desired.Cables.Peers, peer)
 	}
 	slices.Sort(desired.Problems)
 	return desired

@@ -126,7 +126,15 @@ func (p *planner) problem(format string, args ...any) {
 }
 
 // carries: this node is the gateway that carries.
-func (p *planner) carries() bool { return p.cables.LocalNode == p.Node }
+func (p *planner) carries() bool { return p.carrier() == p.Node }
+
+// carrier is the node of the gateway that carries, the one with the lowest Endpoint name; "" while there is none.
+func (p *planner) carrier() string {
+	if len(p.cables.Locals) == 0 {
+		return ""
+	}
+	return p.cables.Locals[0].Node
+}
 
 func (p *planner) rules() {
 	for _, v6 := range p.families() {
@@ -165,7 +173,7 @@ type hop struct {
 // path is the next hop towards the remote prefixes of a family.
 func (p *planner) path() func(v6 bool) hop {
 	nowhere := func(bool) hop { return hop{} }
-	if p.cables.LocalNode == "" {
+	if p.carrier() == "" {
 		p.problem("no gateway in this cluster yet: packets for other clusters are dropped")
 		return nowhere
 	}
@@ -176,9 +184,9 @@ func (p *planner) path() func(v6 bool) hop {
 		}
 		return func(bool) hop { return hop{dev: cables.WireGuardLink} }
 	}
-	gateway := p.node(p.cables.LocalNode)
+	gateway := p.node(p.carrier())
 	if gateway == nil {
-		p.problem("gateway node %s is no node of this cluster: packets for other clusters are dropped", p.cables.LocalNode)
+		p.problem("gateway node %s is no node of this cluster: packets for other clusters are dropped", p.carrier())
 		return nowhere
 	}
 	hops := map[bool]hop{}

@@ -260,8 +260,12 @@ type EndpointSpec struct {
 	// +kubebuilder:validation:MinItems=1
 	// +listType=atomic
 	Addresses []string `json:"addresses"`
-	// port (UDP) that the driver listens on.
+	// port (UDP) is the first of those at which the gateway awaits its peers.
 	Port int32 `json:"port"`
+	// ports (UDP) at which the gateway awaits its peers, by the names of their Endpoints: each has one of its own. Who is not
+	// here yet has to wait.
+	// +optional
+	Ports map[string]int32 `json:"ports,omitempty"`
 	// publicKey of the gateway, in the driver's own form (WireGuard: 32 bytes in base64).
 	// +optional
 	PublicKey string `json:"publicKey,omitempty"`

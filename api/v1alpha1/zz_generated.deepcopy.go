@@ -233,6 +233,13 @@ func (in *EndpointSpec) DeepCopyInto(out *EndpointSpec) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
+	if in.Ports != nil {
+		in, out := &in.Ports, &out.Ports
+		*out = make(map[string]int32, len(*in))
+		for key, val := range *in {
+			(*out)[key] = val
+		}
+	}
 	if in.Prefixes != nil {
 		in, out := &in.Prefixes, &out.Prefixes
 		*out = make([]string, len(*in))

@@ -1,11 +1,30 @@
-// Package cables holds the decisions about cables that more than one daemon must take alike: which gateway of each
-// cluster carries its traffic, and which of the prefixes that other clusters claim are believed. The gateway makes its
-// allowed addresses from the answer, every node's route agent its routes; both see the same Endpoints in their own
-// cluster, so both come to the same answer without talking to each other.
+// Package cables holds the decisions about cables that more than one daemon must take alike: which gateways there are,
+// which of the prefixes that other clusters claim are believed, and which device of a gateway node leads where. The
+// gateway makes its devices and their allowed addresses from the answer, every node's route agent its routes; both see
+// the same Endpoints in their own cluster, so both come to the same answer without talking to each other.
+//
+// Every gateway carries. A WireGuard device gives a prefix to one peer, and takes packets with a source in it from that
+// peer alone; so a gateway has one device for each gateway of other clusters, and all prefixes of that cluster lie behind
+// each of its gateways:
+//
+//	              cluster c1                                     cluster c2
+//	          +----------------+  fastnet-wXXXXXX (to c2.a)  +----------------+
+//	nodes of  | gateway c1.x   |=============================| gateway c2.a   |
+//	c1 ------>|                |--.                       .--|                |
+//	          +----------------+   \                     /   +----------------+
+//	          +----------------+    `-- (to c2.b) ---.  /    +----------------+
+//	          | gateway c1.y   |------ (to c2.a) ------'     | gateway c2.b   |
+//	          |                |=============================|                |
+//	          +----------------+         (to c2.b)           +----------------+
+//
+// Who sends chooses the path: a node among the gateways of its cluster, a gateway among its devices to the cluster. Both
+// choose by what they measure, and that is no part of this package.
 package cables
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/base32"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -29,36 +48,74 @@ type Input struct {
 
 // Plan is the answer.
 type Plan struct {
-	// Local is the Endpoint of this cluster that carries, "" while there is none; LocalNode is its node.
-	Local, LocalNode string
-	// Remotes are the gateways of other clusters, sorted by name.
-	Remotes []Remote
+	// Locals are the gateways of this cluster, sorted by Endpoint name.
+	Locals []Local
+	// Clusters are the others, sorted by ID. One with no believed prefix or no usable gateway is listed all the same.
+	Clusters []Cluster
 	// Problems in words, sorted: what was refused, and whose fault it is.
 	Problems []string
+}
+
+// Local is a gateway of this cluster.
+type Local struct {
+	// Name of its Endpoint.
+	Name, Node string
+	// PublicKey in the driver's form.
+	PublicKey string
+}
+
+// Cluster is another cluster of the clusterset.
+type Cluster struct {
+	ID string
+	// Prefixes that are believed, of all its Endpoints. They lie behind each of its gateways. Disjoint among all clusters,
+	// sorted.
+	Prefixes []netip.Prefix
+	// Gateways, sorted by Endpoint name.
+	Gateways []Remote
 }
 
 // Remote is one gateway of another cluster.
 type Remote struct {
 	// Name of its Endpoint.
-	Name      string
-	ClusterID string
-	Driver    string
-	PublicKey string
-	// Addresses to try, with the port, the preferred first.
-	Addresses []netip.AddrPort
-	// Prefixes that lie behind this gateway: those of its cluster that are believed, where it is the one that carries,
-	// else none. Disjoint and sorted.
-	Prefixes []netip.Prefix
+	Name, ClusterID, Node string
+	Driver                string
+	PublicKey             string
+	// Addresses to try, the preferred first.
+	Addresses []netip.Addr
+	// Ports at which it awaits other gateways, by their Endpoints' names. One that is not here has to wait.
+	Ports map[string]uint16
+	// Link is the device on every gateway node of this cluster that leads to it; "" where another Endpoint has the name.
+	Link string
 }
 
-// Prefixes of all remotes, sorted.
+// Prefixes of all other clusters, sorted.
 func (p Plan) Prefixes() []netip.Prefix {
 	var all []netip.Prefix
-	for _, remote := range p.Remotes {
-		all = append(all, remote.Prefixes...)
+	for _, cluster := range p.Clusters {
+		all = append(all, cluster.Prefixes...)
 	}
 	slices.SortFunc(all, netip.Prefix.Compare)
 	return all
+}
+
+// Local is the gateway on a node of this cluster, nil where there is none.
+func (p Plan) Local(node string) *Local {
+	if i := slices.IndexFunc(p.Locals, func(l Local) bool { return l.Node == node }); i >= 0 {
+		return &p.Locals[i]
+	}
+	return nil
+}
+
+// LinkPrefix begins the names of the devices of cables: a mark by which the gateway knows its own, also those that a
+// crashed process left. All devices of Fastnet begin with "fastnet-"; the route agent's with "fastnet-vx".
+const LinkPrefix = "fastnet-w"
+
+// LinkName is the name of the device that leads to an Endpoint, the same on every gateway node. Linux takes 15 bytes: 9 are
+// the prefix, 6 are 30 bits of a hash. Among a hundred Endpoints two have the same one in one clusterset of 200,000;
+// Decide finds it.
+func LinkName(endpoint string) string {
+	sum := sha256.Sum256([]byte("fastnet cable " + endpoint))
+	return LinkPrefix + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:])[:6])
 }
 
 // claim is a prefix that a cluster says is its own.
@@ -68,14 +125,14 @@ type claim struct {
 	since             int64 // Unix seconds of the first Endpoint of the cluster, as this cluster's mirror has it
 }
 
-// Decide is the rule. The carrying gateway of a cluster is the one with the lowest Endpoint name: every reader finds the
-// same one, and no word of an API server or a lease is needed. Of the prefixes it claims these are refused:
+// Decide is the rule. Of the prefixes that the Endpoints of a cluster claim these are refused:
 //   - what is no pod or service range: a default route, loopback, link-local and multicast addresses;
 //   - what overlaps this cluster's prefixes or covers one of its nodes;
 //   - what overlaps another cluster's claim that is here for longer, or just as long (then neither has it). The age is
 //     that of this cluster's own mirror of the Endpoint, so no other cluster can make itself older than it is.
 //
-// A peer address inside any believed prefix is refused too: the tunnel's packets would enter the tunnel.
+// A peer address inside any believed prefix is refused too: the tunnel's packets would enter the tunnel. Of two Endpoints
+// with one link name the older has it.
 func Decide(in Input) Plan {
 	var plan Plan
 	byCluster := map[string][]v1alpha1.Endpoint{}
@@ -87,8 +144,8 @@ func Decide(in Input) Plan {
 	for _, endpoints := range byCluster {
 		slices.SortFunc(endpoints, func(a, b v1alpha1.Endpoint) int { return cmp.Compare(a.Name, b.Name) })
 	}
-	if own := byCluster[in.ClusterID]; len(own) > 0 {
-		plan.Local, plan.LocalNode = own[0].Name, own[0].Spec.Node
+	for _, own := range byCluster[in.ClusterID] {
+		plan.Locals = append(plan.Locals, Local{Name: own.Name, Node: own.Spec.Node, PublicKey: own.Spec.PublicKey})
 	}
 	delete(byCluster, in.ClusterID)
 
@@ -97,52 +154,77 @@ func Decide(in Input) Plan {
 		if other := twin(endpoints); other != "" {
 			plan.Problems = append(plan.Problems, fmt.Sprintf("cluster %s: Endpoints %s and %s come from two clusters with one ID: both refused",
 				id, endpoints[0].Name, other))
+			delete(byCluster, id)
 			continue
 		}
 		since := endpoints[0].CreationTimestamp.Unix()
 		for _, endpoint := range endpoints {
 			since = min(since, endpoint.CreationTimestamp.Unix())
 		}
-		prefixes, problems := fitting(endpoints[0], in)
+		own, problems := fitting(endpoints, in)
 		plan.Problems = append(plan.Problems, problems...)
-		for _, prefix := range prefixes {
-			claims = append(claims, claim{prefix: prefix, cluster: id, endpoint: endpoints[0].Name, since: since})
-		}
-		for _, endpoint := range endpoints {
-			plan.Remotes = append(plan.Remotes, Remote{
-				Name: endpoint.Name, ClusterID: id, Driver: endpoint.Spec.Driver, PublicKey: endpoint.Spec.PublicKey,
-			})
+		for _, claim := range own {
+			claim.since = since
+			claims = append(claims, claim)
 		}
 	}
-	slices.SortFunc(plan.Remotes, func(a, b Remote) int { return cmp.Compare(a.Name, b.Name) })
-
 	believed := map[string][]netip.Prefix{}
 	for _, c := range claims {
 		if rivals := rivals(c, claims); rivals != "" {
 			plan.Problems = append(plan.Problems, refused(c.cluster, c.endpoint, c.prefix, rivals))
 			continue
 		}
-		believed[c.endpoint] = append(believed[c.endpoint], c.prefix)
+		believed[c.cluster] = append(believed[c.cluster], c.prefix)
 	}
-	for i := range plan.Remotes {
-		remote := &plan.Remotes[i]
-		remote.Prefixes = believed[remote.Name]
-		slices.SortFunc(remote.Prefixes, netip.Prefix.Compare)
+	inside := slices.Clone(in.Prefixes)
+	for _, prefixes := range believed {
+		slices.SortFunc(prefixes, netip.Prefix.Compare)
+		inside = append(inside, prefixes...)
 	}
-	inside := append(plan.Prefixes(), in.Prefixes...)
-	for i := range plan.Remotes {
-		remote := &plan.Remotes[i]
-		for _, endpoint := range byCluster[remote.ClusterID] {
-			if endpoint.Name != remote.Name {
-				continue
+	links, problems := links(byCluster)
+	plan.Problems = append(plan.Problems, problems...)
+	for id, endpoints := range byCluster {
+		cluster := Cluster{ID: id, Prefixes: believed[id]}
+		for _, endpoint := range endpoints {
+			remote := Remote{
+				Name: endpoint.Name, ClusterID: id, Node: endpoint.Spec.Node, Driver: endpoint.Spec.Driver, PublicKey: endpoint.Spec.PublicKey,
+				Link: links[endpoint.Name],
 			}
 			var problems []string
 			remote.Addresses, problems = peerAddresses(endpoint, inside)
 			plan.Problems = append(plan.Problems, problems...)
+			remote.Ports, problems = ports(endpoint)
+			plan.Problems = append(plan.Problems, problems...)
+			cluster.Gateways = append(cluster.Gateways, remote)
 		}
+		plan.Clusters = append(plan.Clusters, cluster)
 	}
+	slices.SortFunc(plan.Clusters, func(a, b Cluster) int { return cmp.Compare(a.ID, b.ID) })
 	slices.Sort(plan.Problems)
 	return plan
+}
+
+// links gives every Endpoint of other clusters its device name.
+func links(byCluster map[string][]v1alpha1.Endpoint) (links map[string]string, problems []string) {
+	var all []v1alpha1.Endpoint
+	for _, endpoints := range byCluster {
+		all = append(all, endpoints...)
+	}
+	slices.SortFunc(all, func(a, b v1alpha1.Endpoint) int {
+		return cmp.Or(cmp.Compare(a.CreationTimestamp.Unix(), b.CreationTimestamp.Unix()), cmp.Compare(a.Name, b.Name))
+	})
+	links = map[string]string{}
+	owners := map[string]string{}
+	for _, endpoint := range all {
+		link := LinkName(endpoint.Name)
+		if owner := owners[link]; owner != "" {
+			problems = append(problems, fmt.Sprintf("cluster %s: Endpoint %s would have the link name of %s, which is older: no cable, give its node another name",
+				endpoint.Spec.ClusterID, endpoint.Name, owner))
+			continue
+		}
+		owners[link], links[endpoint.Name] = endpoint.Name, link
+	}
+	return links, problems
 }
 
 // twin names an Endpoint that comes from another cluster than the first one, "" when there is none.
@@ -156,26 +238,31 @@ func twin(endpoints []v1alpha1.Endpoint) string {
 	return ""
 }
 
-// fitting reads an Endpoint's prefixes and refuses, before they can stand in anybody's way, those that no cluster could
-// have; of two that overlap it keeps the wider.
-func fitting(endpoint v1alpha1.Endpoint, in Input) (disjoint []netip.Prefix, problems []string) {
-	var prefixes []netip.Prefix
-	for _, text := range endpoint.Spec.Prefixes {
-		prefix, err := netip.ParsePrefix(text)
-		if err != nil {
-			problems = append(problems, fmt.Sprintf("cluster %s: Endpoint %s: %q is no CIDR", endpoint.Spec.ClusterID, endpoint.Name, text))
-			continue
+// fitting reads the prefixes of a cluster's Endpoints and refuses, before they can stand in anybody's way, those that no
+// cluster could have; of two that overlap it keeps the wider.
+func fitting(endpoints []v1alpha1.Endpoint, in Input) (disjoint []claim, problems []string) {
+	var claims []claim
+	for _, endpoint := range endpoints {
+		for _, text := range endpoint.Spec.Prefixes {
+			prefix, err := netip.ParsePrefix(text)
+			if err != nil {
+				problems = append(problems, fmt.Sprintf("cluster %s: Endpoint %s: %q is no CIDR", endpoint.Spec.ClusterID, endpoint.Name, text))
+				continue
+			}
+			if why := unfit(prefix.Masked(), in); why != "" {
+				problems = append(problems, refused(endpoint.Spec.ClusterID, endpoint.Name, prefix.Masked(), why))
+				continue
+			}
+			claims = append(claims, claim{prefix: prefix.Masked(), cluster: endpoint.Spec.ClusterID, endpoint: endpoint.Name})
 		}
-		if why := unfit(prefix.Masked(), in); why != "" {
-			problems = append(problems, refused(endpoint.Spec.ClusterID, endpoint.Name, prefix.Masked(), why))
-			continue
-		}
-		prefixes = append(prefixes, prefix.Masked())
 	}
-	slices.SortFunc(prefixes, func(a, b netip.Prefix) int { return cmp.Or(cmp.Compare(a.Bits(), b.Bits()), a.Compare(b)) })
-	for _, prefix := range prefixes {
-		if !slices.ContainsFunc(disjoint, prefix.Overlaps) {
-			disjoint = append(disjoint, prefix)
+	// Stable: of one prefix in several Endpoints the first Endpoint is named.
+	slices.SortStableFunc(claims, func(a, b claim) int {
+		return cmp.Or(cmp.Compare(a.prefix.Bits(), b.prefix.Bits()), a.prefix.Compare(b.prefix))
+	})
+	for _, c := range claims {
+		if !slices.ContainsFunc(disjoint, func(wider claim) bool { return wider.prefix.Overlaps(c.prefix) }) {
+			disjoint = append(disjoint, c)
 		}
 	}
 	return disjoint, problems
@@ -219,11 +306,8 @@ func rivals(c claim, claims []claim) string {
 	return strings.Join(rivals, ", ")
 }
 
-func peerAddresses(endpoint v1alpha1.Endpoint, inside []netip.Prefix) (addresses []netip.AddrPort, problems []string) {
+func peerAddresses(endpoint v1alpha1.Endpoint, inside []netip.Prefix) (addresses []netip.Addr, problems []string) {
 	name := fmt.Sprintf("cluster %s: Endpoint %s", endpoint.Spec.ClusterID, endpoint.Name)
-	if endpoint.Spec.Port < 1 || endpoint.Spec.Port > 65535 {
-		return nil, []string{fmt.Sprintf("%s: %d is no port", name, endpoint.Spec.Port)}
-	}
 	for _, text := range endpoint.Spec.Addresses {
 		addr, err := netip.ParseAddr(text)
 		if err != nil || addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() || addr.Is4In6() || addr.Zone() != "" {
@@ -234,9 +318,23 @@ func peerAddresses(endpoint v1alpha1.Endpoint, inside []netip.Prefix) (addresses
 			problems = append(problems, fmt.Sprintf("%s: peer address %s lies in %s, behind the tunnel: refused", name, addr, inside[i]))
 			continue
 		}
-		addresses = append(addresses, netip.AddrPortFrom(addr, uint16(endpoint.Spec.Port)))
+		addresses = append(addresses, addr)
 	}
 	return addresses, problems
+}
+
+func ports(endpoint v1alpha1.Endpoint) (ports map[string]uint16, problems []string) {
+	for peer, port := range endpoint.Spec.Ports {
+		if port < 1 || port > 65535 {
+			problems = append(problems, fmt.Sprintf("cluster %s: Endpoint %s: %d, for %s, is no port", endpoint.Spec.ClusterID, endpoint.Name, port, peer))
+			continue
+		}
+		if ports == nil {
+			ports = map[string]uint16{}
+		}
+		ports[peer] = uint16(port)
+	}
+	return ports, problems
 }
 
 // ParsePrefixes reads CIDRs as flags give them. It reports every bad one, and those that overlap, which a cluster's own

@@ -29,9 +29,18 @@ func change(e v1alpha1.Endpoint, change func(*v1alpha1.Endpoint)) v1alpha1.Endpo
 
 func (p Plan) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "local %s on %s\n", p.Local, p.LocalNode)
-	for _, r := range p.Remotes {
-		fmt.Fprintf(&b, "%s of %s at %v: %v\n", r.Name, r.ClusterID, r.Addresses, r.Prefixes)
+	for _, l := range p.Locals {
+		fmt.Fprintf(&b, "local %s on %s\n", l.Name, l.Node)
+	}
+	for _, c := range p.Clusters {
+		fmt.Fprintf(&b, "%s: %v\n", c.ID, c.Prefixes)
+		for _, r := range c.Gateways {
+			fmt.Fprintf(&b, "  %s on %s at %v, awaits us at %d", r.Name, r.Node, r.Addresses, r.Ports["c1.a"])
+			if r.Link != LinkName(r.Name) {
+				fmt.Fprintf(&b, ", link %q", r.Link)
+			}
+			b.WriteString("\n")
+		}
 	}
 	for _, problem := range p.Problems {
 		b.WriteString(problem + "\n")
@@ -40,58 +49,65 @@ func (p Plan) text() string {
 }
 
 func TestDecide(t *testing.T) {
-	const at = "[192.0.2.1:51820 [2001:db8::1]:51820]"
+	const at = " at [192.0.2.1 2001:db8::1], awaits us at 0\n"
 	for _, test := range []struct {
 		name      string
 		endpoints []v1alpha1.Endpoint
 		want      string
 	}{
-		{"nobody", nil, "local  on \n"},
+		{"nobody", nil, ""},
 		{"one each, both families", []v1alpha1.Endpoint{endpoint("c1.a", 1, "10.8.0.0/16"), endpoint("c2.b", 1, "fd00:9::/32", "10.9.0.0/16")},
-			"local c1.a on a\nc2.b of c2 at " + at + ": [10.9.0.0/16 fd00:9::/32]\n"},
-		{"the lowest name carries, whatever came first", []v1alpha1.Endpoint{
-			endpoint("c1.b", 1), endpoint("c1.a", 9), endpoint("c2.z", 1, "10.9.0.0/16"), endpoint("c2.y", 9, "10.9.0.0/16")},
-			"local c1.a on a\nc2.y of c2 at " + at + ": [10.9.0.0/16]\nc2.z of c2 at " + at + ": []\n"},
+			"local c1.a on a\nc2: [10.9.0.0/16 fd00:9::/32]\n  c2.b on b" + at},
+		{"all gateways carry what any of the cluster claims", []v1alpha1.Endpoint{
+			endpoint("c1.b", 1), endpoint("c1.a", 9), endpoint("c2.z", 1, "10.9.0.0/16"), endpoint("c2.y", 9, "10.9.0.0/16", "10.10.0.0/16")},
+			"local c1.a on a\nlocal c1.b on b\nc2: [10.9.0.0/16 10.10.0.0/16]\n  c2.y on y" + at + "  c2.z on z" + at},
+		{"ports, of which some are none", []v1alpha1.Endpoint{change(endpoint("c2.b", 1), func(e *v1alpha1.Endpoint) {
+			e.Spec.Ports = map[string]int32{"c1.a": 51823, "c3.x": 0}
+		})},
+			"c2: []\n  c2.b on b at [192.0.2.1 2001:db8::1], awaits us at 51823\ncluster c2: Endpoint c2.b: 0, for c3.x, is no port\n"},
 		{"one that is being deleted does not count", []v1alpha1.Endpoint{
 			change(endpoint("c2.y", 1, "10.9.0.0/16"), func(e *v1alpha1.Endpoint) { e.DeletionTimestamp = &metav1.Time{} }), endpoint("c2.z", 1, "10.9.0.0/16")},
-			"local  on \nc2.z of c2 at " + at + ": [10.9.0.0/16]\n"},
+			"c2: [10.9.0.0/16]\n  c2.z on z" + at},
 		{"ours and our nodes' are refused", []v1alpha1.Endpoint{endpoint("c2.b", 1, "10.0.0.0/8", "172.18.0.0/16", "10.99.0.0/16", "fd00:8:5::/48")},
-			"local  on \nc2.b of c2 at " + at + ": [10.99.0.0/16]\n" +
+			"c2: [10.99.0.0/16]\n  c2.b on b" + at +
 				"cluster c2: CIDR 10.0.0.0/8 of Endpoint c2.b overlaps this cluster's 10.8.0.0/16: refused\n" +
 				"cluster c2: CIDR 172.18.0.0/16 of Endpoint c2.b covers this cluster's node address 172.18.0.2: refused\n" +
 				"cluster c2: CIDR fd00:8:5::/48 of Endpoint c2.b overlaps this cluster's fd00:8::/32: refused\n"},
 		{"of two clusters the older keeps the range", []v1alpha1.Endpoint{endpoint("c2.b", 5, "10.9.0.0/16"), endpoint("c3.c", 6, "10.9.4.0/24", "10.7.0.0/16")},
-			"local  on \nc2.b of c2 at " + at + ": [10.9.0.0/16]\nc3.c of c3 at " + at + ": [10.7.0.0/16]\n" +
+			"c2: [10.9.0.0/16]\n  c2.b on b" + at + "c3: [10.7.0.0/16]\n  c3.c on c" + at +
 				"cluster c3: CIDR 10.9.4.0/24 of Endpoint c3.c overlaps 10.9.0.0/16 of cluster c2: refused\n"},
 		{"a new gateway of the older cluster changes nothing in that", []v1alpha1.Endpoint{
 			endpoint("c2.a", 9, "10.9.0.0/16"), endpoint("c2.b", 5, "10.9.0.0/16"), endpoint("c3.c", 6, "10.9.0.0/16")},
-			"local  on \nc2.a of c2 at " + at + ": [10.9.0.0/16]\nc2.b of c2 at " + at + ": []\nc3.c of c3 at " + at + ": []\n" +
+			"c2: [10.9.0.0/16]\n  c2.a on a" + at + "  c2.b on b" + at + "c3: []\n  c3.c on c" + at +
 				"cluster c3: CIDR 10.9.0.0/16 of Endpoint c3.c overlaps 10.9.0.0/16 of cluster c2: refused\n"},
 		{"of one age neither has it", []v1alpha1.Endpoint{endpoint("c2.b", 5, "10.9.0.0/16"), endpoint("c3.c", 5, "10.9.0.0/16")},
-			"local  on \nc2.b of c2 at " + at + ": []\nc3.c of c3 at " + at + ": []\n" +
+			"c2: []\n  c2.b on b" + at + "c3: []\n  c3.c on c" + at +
 				"cluster c2: CIDR 10.9.0.0/16 of Endpoint c2.b overlaps 10.9.0.0/16 of cluster c3: refused\n" +
 				"cluster c3: CIDR 10.9.0.0/16 of Endpoint c3.c overlaps 10.9.0.0/16 of cluster c2: refused\n"},
 		{"what is refused anyway stands in nobody's way", []v1alpha1.Endpoint{
 			endpoint("c2.b", 1, "0.0.0.0/0", "::/0", "10.0.0.0/8", "10.9.0.0/16"), endpoint("c3.c", 1, "10.7.0.0/16", "fd00:7::/32")},
-			"local  on \nc2.b of c2 at " + at + ": [10.9.0.0/16]\nc3.c of c3 at " + at + ": [10.7.0.0/16 fd00:7::/32]\n" +
+			"c2: [10.9.0.0/16]\n  c2.b on b" + at + "c3: [10.7.0.0/16 fd00:7::/32]\n  c3.c on c" + at +
 				"cluster c2: CIDR 0.0.0.0/0 of Endpoint c2.b is a default route: refused\n" +
 				"cluster c2: CIDR 10.0.0.0/8 of Endpoint c2.b overlaps this cluster's 10.8.0.0/16: refused\n" +
 				"cluster c2: CIDR ::/0 of Endpoint c2.b is a default route: refused\n"},
 		{"two clusters with one ID", []v1alpha1.Endpoint{endpoint("c2.b", 1, "10.9.0.0/16"),
 			change(endpoint("c2.c", 1, "10.9.0.0/16"), func(e *v1alpha1.Endpoint) { e.Spec.ClusterUID = "another" })},
-			"local  on \ncluster c2: Endpoints c2.b and c2.c come from two clusters with one ID: both refused\n"},
+			"cluster c2: Endpoints c2.b and c2.c come from two clusters with one ID: both refused\n"},
 		{"peer addresses behind tunnels, or none at all", []v1alpha1.Endpoint{
 			change(endpoint("c2.b", 1, "10.9.0.0/16"), func(e *v1alpha1.Endpoint) {
 				e.Spec.Addresses = []string{"10.9.0.7", "10.8.0.7", "127.0.0.1", "nonsense", "192.0.2.7"}
-			}),
-			change(endpoint("c3.c", 1, "10.7.0.0/16"), func(e *v1alpha1.Endpoint) { e.Spec.Port = 0 })},
-			"local  on \nc2.b of c2 at [192.0.2.7:51820]: [10.9.0.0/16]\nc3.c of c3 at []: [10.7.0.0/16]\n" +
+			})},
+			"c2: [10.9.0.0/16]\n  c2.b on b at [192.0.2.7], awaits us at 0\n" +
 				"cluster c2: Endpoint c2.b: \"127.0.0.1\" is no peer address\ncluster c2: Endpoint c2.b: \"nonsense\" is no peer address\n" +
 				"cluster c2: Endpoint c2.b: peer address 10.8.0.7 lies in 10.8.0.0/16, behind the tunnel: refused\n" +
-				"cluster c2: Endpoint c2.b: peer address 10.9.0.7 lies in 10.9.0.0/16, behind the tunnel: refused\n" +
-				"cluster c3: Endpoint c3.c: 0 is no port\n"},
-		{"overlaps within one Endpoint: the wider stays; host bits are cut", []v1alpha1.Endpoint{endpoint("c2.b", 1, "10.9.3.0/24", "10.9.0.1/16")},
-			"local  on \nc2.b of c2 at " + at + ": [10.9.0.0/16]\n"},
+				"cluster c2: Endpoint c2.b: peer address 10.9.0.7 lies in 10.9.0.0/16, behind the tunnel: refused\n"},
+		{"overlaps within one cluster: the wider stays; host bits are cut", []v1alpha1.Endpoint{
+			endpoint("c2.b", 1, "10.9.3.0/24"), endpoint("c2.c", 1, "10.9.0.1/16", "10.9.3.0/24")},
+			"c2: [10.9.0.0/16]\n  c2.b on b" + at + "  c2.c on c" + at},
+		{"of two with one link name the older has it", []v1alpha1.Endpoint{endpoint(twinName1, 5), endpoint(twinName2, 4)},
+			"c2: []\n  " + twinName1 + " on " + twinName1[3:] + " at [192.0.2.1 2001:db8::1], awaits us at 0, link \"\"\n" +
+				"  " + twinName2 + " on " + twinName2[3:] + at +
+				"cluster c2: Endpoint " + twinName1 + " would have the link name of " + twinName2 + ", which is older: no cable, give its node another name\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			in := Input{ClusterID: "c1", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.8.0.0/16"), netip.MustParsePrefix("fd00:8::/32")},
@@ -117,5 +133,26 @@ func TestParsePrefixes(t *testing.T) {
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want %q", text, err, want)
 		}
+	}
+}
+
+// Two Endpoints whose links would have one name, found by trying.
+const twinName1, twinName2 = "c2.n23982", "c2.n27021"
+
+func TestLinkNames(t *testing.T) {
+	if LinkName(twinName1) != LinkName(twinName2) {
+		t.Errorf("%s and %s were to have one link name", twinName1, twinName2)
+	}
+	seen := map[string]string{}
+	for i := range 1000 {
+		endpoint := fmt.Sprintf("east.worker-%d", i)
+		link := LinkName(endpoint)
+		if len(link) > 15 || !strings.HasPrefix(link, LinkPrefix) || strings.HasPrefix(link, "fastnet-vx") || link != LinkName(endpoint) {
+			t.Errorf("link of %s is %s", endpoint, link)
+		}
+		if other := seen[link]; other != "" {
+			t.Errorf("%s and %s have one link name", endpoint, other)
+		}
+		seen[link] = endpoint
 	}
 }
