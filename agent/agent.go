@@ -105,6 +105,7 @@ type Agent struct {
 	mu      sync.Mutex
 	refused map[scope]map[string]string // what the broker said to writes, see Snapshot.Refused
 	warned  map[scope]string            // Services that were told what is wrong with them
+	silent  []string                    // members that the log has as silent
 }
 
 // New makes an agent that does nothing yet.
@@ -118,7 +119,7 @@ func New(config Config) (*Agent, error) {
 		return nil, err
 	}
 	side := func(name string, writer client.Client, owns func(client.Object) bool) *target {
-		return &target{writer: writer, now: time.Now, owns: owns, stamp: stampVersion(time.Now), wrote: map[string]written{}, count: func(verb string, object client.Object, failed bool) {
+		return &target{writer: writer, now: time.Now, owns: owns, stamp: func(client.Object, client.Object) {}, wrote: map[string]written{}, count: func(verb string, object client.Object, failed bool) {
 			a.metrics.wrote(name, object, failed)
 		}}
 	}
@@ -126,6 +127,7 @@ func New(config Config) (*Agent, error) {
 		return ours(object) || object.GetLabels()[discoveryv1.LabelManagedBy] == v1alpha1.ManagedBy
 	})
 	a.broker = side("broker", config.Broker, func(client.Object) bool { return true }) // nobody else writes in the namespace
+	a.broker.stamp = stampVersion(time.Now)
 	a.reach = &reach{reader: config.Reader, poke: a.Poke, log: config.Log}
 	loop := func(name string, round func(context.Context, scope) (time.Duration, error)) (*converge.Keyed[scope], error) {
 		return converge.NewKeyed(converge.KeyedConfig[scope]{

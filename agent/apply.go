@@ -275,16 +275,13 @@ func (t *target) forget(name string) {
 // stampVersion gives a record its version. What it had before may be known to others though it is no longer there.
 func stampVersion(now func() time.Time) func(object, have client.Object) {
 	return func(object, have client.Object) {
-		switch object.(type) {
-		case *v1alpha1.ExportedService, *v1alpha1.ExportedEndpoints:
-			previous := ""
-			if have != nil {
-				previous = have.GetAnnotations()[v1alpha1.AnnotationVersion]
-			}
-			annotations := maps.Clone(object.GetAnnotations())
-			set(&annotations, v1alpha1.AnnotationVersion, broker.NextVersion(previous, now()))
-			object.SetAnnotations(annotations)
+		previous := ""
+		if have != nil {
+			previous = have.GetAnnotations()[v1alpha1.AnnotationVersion]
 		}
+		annotations := maps.Clone(object.GetAnnotations())
+		set(&annotations, v1alpha1.AnnotationVersion, broker.NextVersion(previous, now()))
+		object.SetAnnotations(annotations)
 	}
 }
 

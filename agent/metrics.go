@@ -149,10 +149,15 @@ type recordsCollector struct{ view func() broker.View }
 var (
 	recordsDesc = prometheus.NewDesc("fastnet_agent_broker_records", "Records of all members on the broker, as far as is known, by kind.", []string{"kind"}, nil)
 	heldDesc    = prometheus.NewDesc("fastnet_agent_held_records", "Records that vanished from the broker unseen and are held for the time being.", nil, nil)
+	expiredDesc = prometheus.NewDesc("fastnet_agent_expired_members", "Members that have been silent for too long, and whose records do not count.", nil, nil)
 )
 
 // Describe is the Collector's.
-func (c recordsCollector) Describe(all chan<- *prometheus.Desc) { all <- recordsDesc; all <- heldDesc }
+func (c recordsCollector) Describe(all chan<- *prometheus.Desc) {
+	all <- recordsDesc
+	all <- heldDesc
+	all <- expiredDesc
+}
 
 // Collect is the Collector's.
 func (c recordsCollector) Collect(all chan<- prometheus.Metric) {
@@ -161,4 +166,5 @@ func (c recordsCollector) Collect(all chan<- prometheus.Metric) {
 		all <- prometheus.MustNewConstMetric(recordsDesc, prometheus.GaugeValue, float64(n), kind)
 	}
 	all <- prometheus.MustNewConstMetric(heldDesc, prometheus.GaugeValue, float64(view.Held))
+	all <- prometheus.MustNewConstMetric(expiredDesc, prometheus.GaugeValue, float64(len(view.Expired)))
 }

@@ -17,11 +17,15 @@ import (
 
 // String is the snapshot in numbers.
 func (s *Snapshot) String() string {
+	silent := ""
+	if len(s.Broker.Expired) > 0 {
+		silent = ", silent for too long: " + list(s.Broker.Expired)
+	}
 	return fmt.Sprintf(`# snapshot of cluster %s
-broker: namespace %s, answers %t, listed %t, %d services, %d backend records, %d gateways, %d held
+broker: namespace %s, answers %t, listed %t, %d services, %d backend records, %d gateways, %d held%s
 cluster: %d namespaces, %d services, %d exports, %d imports, %d endpoints
 reachable: %s
-`, s.ClusterID, s.BrokerNamespace, s.Connected, s.Broker.Synced, len(s.Broker.Services), len(s.Broker.Endpoints), len(s.Broker.Gateways), s.Broker.Held,
+`, s.ClusterID, s.BrokerNamespace, s.Connected, s.Broker.Synced, len(s.Broker.Services), len(s.Broker.Endpoints), len(s.Broker.Gateways), s.Broker.Held, silent,
 		len(s.Namespaces), len(s.Services), len(s.Exports), len(s.Imports), len(s.Endpoints), s.Reach)
 }
 

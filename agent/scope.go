@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -180,10 +181,30 @@ func (a *Agent) changed(object any) {
 func (a *Agent) BrokerChanged(change broker.Change) {
 	switch {
 	case change.All:
+		a.tellOfSilence()
 		a.Poke()
 	case change.Gateways:
 		a.poke(gateways)
 	default:
 		a.poke(change.Service)
+	}
+}
+
+// tellOfSilence logs whose records have ceased to count, and whose count again.
+func (a *Agent) tellOfSilence() {
+	silent := a.config.Records.Gateways().Expired
+	a.mu.Lock()
+	before := a.silent
+	a.silent = silent
+	a.mu.Unlock()
+	for _, cluster := range silent {
+		if !slices.Contains(before, cluster) {
+			a.config.Log.Warn("a member has been silent for too long: its services and its tunnels are taken away", "cluster", cluster)
+		}
+	}
+	for _, cluster := range before {
+		if !slices.Contains(silent, cluster) {
+			a.config.Log.Info("a member is no longer silent", "cluster", cluster)
+		}
 	}
 }

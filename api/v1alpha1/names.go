@@ -6,6 +6,16 @@ import "time"
 // see it, restarts and outages of its own included.
 const TombstoneLives = 10 * time.Minute
 
+// Times of the members' Leases on the broker.
+const (
+	// RenewEvery is how often a member's agent renews its Lease. It is all that it writes at rest.
+	RenewEvery = 40 * time.Second
+	// DefaultExpireAfter is the default of ClusterSet.spec.expireAfter.
+	DefaultExpireAfter = 15 * time.Minute
+	// MinExpireAfter is the least that it may be: three renewals in a row must be missed.
+	MinExpireAfter = 3 * RenewEvery
+)
+
 // Labels, annotations and names that more than one part reads.
 const (
 	// LabelSourceCluster holds the ID of the cluster that an object speaks for: on Fastnet's own objects, and on the
@@ -60,6 +70,8 @@ const (
 	Namespace = "fastnet-system"
 	// BrokerNamespace is where the members' ServiceAccounts live on the broker, one a member, named by the cluster ID.
 	BrokerNamespace = "fastnet-broker"
+	// LeaseName is the name of the Lease by which a member says in its own namespace on the broker that it is there.
+	LeaseName = "fastnet-agent"
 	// ClusterSetName is the name of the one ClusterSet of a broker.
 	ClusterSetName = "clusterset"
 

@@ -28,6 +28,11 @@ type ClusterSetSpec struct {
 	// +kubebuilder:validation:Enum=ip;dns
 	// +optional
 	Balance string `json:"balance,omitempty"`
+	// expireAfter is how long a member may be silent: one whose agent has not renewed its Lease for longer is taken away by every
+	// other, with its services and its tunnels, until it renews it again. At least 2m; the default is 15m.
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('2m')",message="must be 2m or more"
+	// +optional
+	ExpireAfter *metav1.Duration `json:"expireAfter,omitempty"`
 }
 
 // Member is one cluster of the clusterset.

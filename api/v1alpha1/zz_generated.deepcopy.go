@@ -5,6 +5,7 @@
 package v1alpha1
 
 import (
+	"k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
@@ -154,6 +155,11 @@ func (in *ClusterSetSpec) DeepCopyInto(out *ClusterSetSpec) {
 		in, out := &in.Members, &out.Members
 		*out = make([]Member, len(*in))
 		copy(*out, *in)
+	}
+	if in.ExpireAfter != nil {
+		in, out := &in.ExpireAfter, &out.ExpireAfter
+		*out = new(v1.Duration)
+		**out = **in
 	}
 }
 

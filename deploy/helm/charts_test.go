@@ -65,7 +65,7 @@ func TestRenderedCharts(t *testing.T) {
 	}{
 		{"broker-empty", helm.Broker, "fastnet-broker", values{}},
 		{"broker", helm.Broker, "fastnet-broker", members},
-		{"broker-dns", helm.Broker, "fastnet-broker", values{"balance": "dns", "members": []any{values{"clusterID": "c1"}}}},
+		{"broker-dns", helm.Broker, "fastnet-broker", values{"balance": "dns", "expireAfter": "1h30m", "members": []any{values{"clusterID": "c1"}}}},
 		{"member-standalone", helm.Member, "fastnet-system", member(nil)},
 		{"member-cluster-dns", helm.Member, "fastnet-system", member(values{
 			"dns": values{"mode": "cluster", "clusterIPs": []any{"10.88.0.10", "fd00:88::a"}},
@@ -101,6 +101,7 @@ func TestRefusals(t *testing.T) {
 		{"no broker", helm.Member, "fastnet-system", member(values{"broker": values{}}), "broker.kubeconfig is empty"},
 		{"three labels", helm.Member, "fastnet-system", member(values{"clusterID": "a.b.c"}), "clusterID"},
 		{"capitals", helm.Broker, "fastnet-broker", values{"members": []any{values{"clusterID": "C1"}}}, "clusterID"},
+		{"no duration", helm.Broker, "fastnet-broker", values{"expireAfter": "a day"}, "expireAfter"},
 		{"unknown value", helm.Member, "fastnet-system", member(values{"clusterId": "c1"}), "clusterId"},
 		{"unknown DNS mode", helm.Member, "fastnet-system", member(values{"dns": values{"mode": "auto"}}), "mode"},
 	} {

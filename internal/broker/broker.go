@@ -6,16 +6,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -64,6 +67,7 @@ func mapper() meta.RESTMapper {
 	add(v1alpha1.GroupVersion, "ExportedEndpoints", "exportedendpoints", "exportedendpoints", meta.RESTScopeNamespace)
 	add(v1alpha1.GroupVersion, "Endpoint", "endpoint", "endpoints", meta.RESTScopeNamespace)
 	add(v1alpha1.GroupVersion, "Gateway", "gateway", "gateways", meta.RESTScopeNamespace)
+	add(coordinationv1.SchemeGroupVersion, "Lease", "lease", "leases", meta.RESTScopeNamespace)
 	add(corev1.SchemeGroupVersion, "Namespace", "namespace", "namespaces", meta.RESTScopeRoot)
 	add(corev1.SchemeGroupVersion, "Service", "service", "services", meta.RESTScopeNamespace)
 	add(corev1.SchemeGroupVersion, "Event", "event", "events", meta.RESTScopeNamespace)
@@ -105,7 +109,13 @@ type Broker struct {
 	Writer client.Client
 
 	client    client.WithWatch
+	lease     *renewal
 	connected atomic.Bool
+	relist    chan struct{} // asks for fresh lists
+
+	// Used by probe alone.
+	revision uint64    // the highest that the broker told of
+	renew    time.Time // when the Lease is next to be renewed
 }
 
 // Times of a connection.
@@ -125,11 +135,38 @@ func New(config *rest.Config, namespace string, scheme *runtime.Scheme, poke fun
 	if err != nil {
 		return nil, fmt.Errorf("client of the broker: %w", err)
 	}
-	return &Broker{Records: NewRecords(namespace, poke), Writer: c, client: c}, nil
+	return &Broker{
+		Records: NewRecords(namespace, poke), Writer: c, client: c,
+		lease: &renewal{client: c, namespace: namespace}, relist: make(chan struct{}, 1),
+	}, nil
 }
 
 // Run watches the broker until the context ends, however often the broker goes away and comes back.
+//
+// A watch that goes on where an earlier one ended is no good after the broker was restored from a backup: its versions begin
+// again at an earlier one, and the API server waits for those that the watch has not seen yet, and tells of nothing meanwhile.
+// Nor does any error say so. So all is listed anew when the broker was away and when its versions went back.
 func (b *Broker) Run(ctx context.Context) error {
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	tasks.Go(func() { b.probe(ctx) })
+	for ctx.Err() == nil {
+		watches, stop := context.WithCancel(ctx)
+		go func() {
+			defer stop()
+			select {
+			case <-b.relist:
+			case <-watches.Done():
+			}
+		}()
+		b.watch(watches)
+		stop()
+	}
+	return nil
+}
+
+// watch lists and watches until the context ends.
+func (b *Broker) watch(ctx context.Context) {
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
 	for _, source := range b.sources() {
@@ -138,8 +175,6 @@ func (b *Broker) Run(ctx context.Context) error {
 		})
 		tasks.Go(func() { reflector.RunWithContext(ctx) })
 	}
-	tasks.Go(func() { b.probe(ctx) })
-	return nil
 }
 
 func (b *Broker) probe(ctx context.Context) {
@@ -158,13 +193,39 @@ func (b *Broker) probe(ctx context.Context) {
 func (b *Broker) probeOnce(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	err := b.Writer.Get(ctx, client.ObjectKey{Name: v1alpha1.ClusterSetName}, &v1alpha1.ClusterSet{})
+	// A list, for the version that it has: that of the broker's whole store, and never one from an API server's memory.
+	var sets v1alpha1.ClusterSetList
+	err := b.client.List(ctx, &sets)
 	answered := err == nil || apierrors.IsNotFound(err)
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return
 	}
-	if b.connected.Swap(answered) != answered {
+	before := b.connected.Swap(answered)
+	if before != answered {
+		b.Away(!answered)
 		b.poke(Change{All: true})
+	}
+	if !answered {
+		return
+	}
+	back := !before && b.revision > 0 // it was there before, and away
+	if revision, err := strconv.ParseUint(sets.ResourceVersion, 10, 64); err == nil {
+		back = back || revision < b.revision
+		b.revision = revision
+	}
+	if back || time.Now().After(b.renew) {
+		restored, err := b.lease.renew(ctx, time.Now())
+		back = back || restored
+		var refused apierrors.APIStatus
+		if err == nil || errors.As(err, &refused) {
+			b.renew = time.Now().Add(v1alpha1.RenewEvery)
+		}
+	}
+	if back {
+		select {
+		case b.relist <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -181,14 +242,17 @@ type source struct {
 	name   string
 	object client.Object
 	list   func() client.ObjectList
+	of     string // the name of the objects, "" for any
 }
 
 func (b *Broker) sources() []*source {
 	return []*source{
-		{b.Records, b.client, "clustersets", &v1alpha1.ClusterSet{}, func() client.ObjectList { return &v1alpha1.ClusterSetList{} }},
-		{b.Records, b.client, "exportedservices", &v1alpha1.ExportedService{}, func() client.ObjectList { return &v1alpha1.ExportedServiceList{} }},
-		{b.Records, b.client, "exportedendpoints", &v1alpha1.ExportedEndpoints{}, func() client.ObjectList { return &v1alpha1.ExportedEndpointsList{} }},
-		{b.Records, b.client, "endpoints", &v1alpha1.Endpoint{}, func() client.ObjectList { return &v1alpha1.EndpointList{} }},
+		{b.Records, b.client, "clustersets", &v1alpha1.ClusterSet{}, func() client.ObjectList { return &v1alpha1.ClusterSetList{} }, ""},
+		{b.Records, b.client, "exportedservices", &v1alpha1.ExportedService{}, func() client.ObjectList { return &v1alpha1.ExportedServiceList{} }, ""},
+		{b.Records, b.client, "exportedendpoints", &v1alpha1.ExportedEndpoints{}, func() client.ObjectList { return &v1alpha1.ExportedEndpointsList{} }, ""},
+		{b.Records, b.client, "endpoints", &v1alpha1.Endpoint{}, func() client.ObjectList { return &v1alpha1.EndpointList{} }, ""},
+		// By name, which is all that a member may read of Leases: there are others on a broker.
+		{b.Records, b.client, "leases", &coordinationv1.Lease{}, func() client.ObjectList { return &coordinationv1.LeaseList{} }, v1alpha1.LeaseName},
 	}
 }
 
@@ -204,7 +268,7 @@ func (s *source) ListWithContext(ctx context.Context, options metav1.ListOptions
 		options.ResourceVersion = ""
 	}
 	list := s.list()
-	if err := s.client.List(ctx, list, &client.ListOptions{Raw: &options}); err != nil {
+	if err := s.client.List(ctx, list, s.options(options)); err != nil {
 		return nil, err
 	}
 	return list, nil
@@ -217,7 +281,15 @@ func (s *source) Watch(options metav1.ListOptions) (watch.Interface, error) {
 
 // WatchWithContext is Watch within a context.
 func (s *source) WatchWithContext(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-	return s.client.Watch(ctx, s.list(), &client.ListOptions{Raw: &options})
+	return s.client.Watch(ctx, s.list(), s.options(options))
+}
+
+func (s *source) options(raw metav1.ListOptions) *client.ListOptions {
+	options := &client.ListOptions{Raw: &raw}
+	if s.of != "" {
+		options.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, s.of)
+	}
+	return options
 }
 
 // Add takes an object that a watch tells of.

@@ -3,10 +3,12 @@ package broker
 import (
 	"cmp"
 	"container/list"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -28,6 +30,9 @@ type View struct {
 	Withdrawn []client.Object
 	// Held is how many of the objects above the broker no longer has, or has only an older copy of.
 	Held int
+	// Expired are the members, by cluster ID and sorted, that have been silent for longer than ClusterSet.spec.expireAfter. Their
+	// records are nowhere above.
+	Expired []string
 }
 
 // Change says what a watch of the broker told of. Its zero value tells of nothing.
@@ -36,7 +41,7 @@ type Change struct {
 	Service types.NamespacedName
 	// Gateways says that an Endpoint of a gateway changed.
 	Gateways bool
-	// All says that anything may have changed: the roster, the connection, whether all is listed.
+	// All says that anything may have changed: the roster, who is silent, the connection, whether all is listed.
 	All bool
 }
 
@@ -47,10 +52,14 @@ type Change struct {
 //
 //   - A record is absent from a list, after a watch was lost. It may have been deleted meanwhile, or the broker may have been
 //     restored from a backup that is older than the record. It is held for HoldFor, in which its owner, if it still exports
-//     it, has written it again. One that somebody deletes while we watch is gone at once, and so is one that is withdrawn.
+//     it, has written it again; while the broker is away nobody can, and that time does not count. One that somebody deletes while we watch is gone at once, and so is one that is withdrawn.
 //   - A record is back in an older version, for the same reason. What was known of it stands, that it is gone included, until
 //     the owner has written it again, or deleted it again. If nobody has within HoldFor, the older copy is all there is, and counts.
 //   - A record in our own namespace does either. Nothing is held: its owner is here, sees what is there and writes what is right.
+//
+// The ClusterSet is a record too, of the administrator: the API server's count of its changes is its version.
+//
+// Besides, a member may be silent for too long, by its Lease. Then its records are as if they were not, until it renews it.
 type Records struct {
 	own  string // our own namespace
 	poke func(Change)
@@ -63,6 +72,9 @@ type Records struct {
 	gone     list.List // of *record: of which only the version is known, the oldest first
 	waiting  []ending  // the earliest first
 	timer    *time.Timer
+	away     bool
+	leases   leases
+	expired  map[string]string // cluster IDs of members that are silent for too long, by namespace
 }
 
 // Times and bounds of Records.
@@ -132,11 +144,16 @@ func NewRecords(own string, poke func(Change)) *Records {
 	return &Records{
 		own: own, poke: poke, listed: map[kind]bool{},
 		records: map[id]*record{}, services: map[types.NamespacedName]map[id]*record{}, gateways: map[id]*record{},
+		leases: leases{of: map[string]*lease{}},
 	}
 }
 
 // Put takes an object that was added or changed.
 func (r *Records) Put(object client.Object) {
+	if l, ok := object.(*coordinationv1.Lease); ok {
+		r.lease(func(now time.Time) { r.leases.event(l.Namespace, renewedAt(l), now) })
+		return
+	}
 	which, ok := idOf(object)
 	if !ok {
 		return
@@ -146,6 +163,10 @@ func (r *Records) Put(object client.Object) {
 
 // Delete takes an object that somebody deleted, as the watch saw.
 func (r *Records) Delete(object client.Object) {
+	if l, ok := object.(*coordinationv1.Lease); ok {
+		r.lease(func(now time.Time) { r.leases.deleted(l.Namespace, now) })
+		return
+	}
 	which, ok := idOf(object)
 	if !ok {
 		return
@@ -159,6 +180,16 @@ func (r *Records) Delete(object client.Object) {
 
 // Replace takes a list of all objects of the kind that of is an example of.
 func (r *Records) Replace(of client.Object, objects []client.Object) {
+	if _, ok := of.(*coordinationv1.Lease); ok {
+		renewed := map[string]time.Time{}
+		for _, object := range objects {
+			if l, ok := object.(*coordinationv1.Lease); ok {
+				renewed[l.Namespace] = renewedAt(l)
+			}
+		}
+		r.lease(func(now time.Time) { r.leases.list(renewed, now) })
+		return
+	}
 	listed, ok := kindOf(of)
 	if !ok {
 		return
@@ -193,6 +224,40 @@ func (r *Records) change(do func(tell func(Change))) {
 	for _, c := range told {
 		r.poke(c)
 	}
+}
+
+// lease makes a change of what is known of Leases, and judges by it.
+func (r *Records) lease(do func(now time.Time)) {
+	r.change(func(tell func(Change)) {
+		do(time.Now())
+		r.judge(tell)
+	})
+}
+
+// judge says anew who has been silent for too long.
+func (r *Records) judge(tell func(Change)) {
+	set := r.clusterSet()
+	members, expired := map[string]bool{}, map[string]string{}
+	if set != nil {
+		for _, member := range set.Spec.Members {
+			members[member.Namespace] = true
+			if member.Namespace != r.own && r.leases.silent(member.Namespace, expireAfter(set)) {
+				expired[member.Namespace] = member.ClusterID
+			}
+		}
+	}
+	r.leases.forget(members)
+	if !maps.Equal(r.expired, expired) {
+		r.expired = expired
+		tell(Change{All: true})
+	}
+}
+
+func (r *Records) clusterSet() *v1alpha1.ClusterSet {
+	if known := r.records[id{clusterSets, types.NamespacedName{Name: v1alpha1.ClusterSetName}}]; known != nil && known.object != nil {
+		return known.object.(*v1alpha1.ClusterSet)
+	}
+	return nil
 }
 
 // put takes what the broker has.
@@ -244,6 +309,9 @@ func (r *Records) settle(known *record, object client.Object, tell func(Change))
 	r.remember(known)
 	for _, c := range changes(known.id.kind, before, known.object) {
 		tell(c)
+	}
+	if known.id.kind == clusterSets {
+		r.judge(tell)
 	}
 }
 
@@ -327,7 +395,33 @@ func (r *Records) hold(known *record, tell func(Change)) {
 		tell(c) // what is held is counted
 	}
 	r.waiting = append(r.waiting, ending{known, known.since})
-	if r.timer == nil {
+	if r.timer == nil && !r.away {
+		r.timer = time.AfterFunc(HoldFor, r.release)
+	}
+}
+
+// Away says that the broker went away, or that it is back: then all that is held has its time anew.
+func (r *Records) Away(away bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.away = away
+	if r.timer != nil {
+		r.timer.Stop()
+		r.timer = nil
+	}
+	if away {
+		return
+	}
+	still := r.waiting[:0]
+	for _, next := range r.waiting {
+		if next.record.since.Equal(next.since) {
+			next.record.since = time.Now()
+			still = append(still, ending{next.record, next.record.since})
+		}
+	}
+	clear(r.waiting[len(still):])
+	r.waiting = still
+	if len(still) > 0 {
 		r.timer = time.AfterFunc(HoldFor, r.release)
 	}
 }
@@ -335,7 +429,7 @@ func (r *Records) hold(known *record, tell func(Change)) {
 // release ends the holds that are over, and waits for the next one.
 func (r *Records) release() {
 	r.change(func(tell func(Change)) {
-		for len(r.waiting) > 0 {
+		for len(r.waiting) > 0 && !r.away {
 			next := r.waiting[0]
 			if next.record.since.Equal(next.since) {
 				if left := HoldFor - time.Since(next.since); left > 0 {
@@ -346,7 +440,7 @@ func (r *Records) release() {
 			}
 			r.waiting = r.waiting[1:]
 		}
-		r.waiting, r.timer = nil, nil
+		r.timer = nil
 	})
 }
 
@@ -356,9 +450,9 @@ func (r *Records) View() View {
 	defer r.mu.Unlock()
 	view := r.head()
 	for _, of := range r.services {
-		view.add(of)
+		r.add(&view, of)
 	}
-	view.add(r.gateways)
+	r.add(&view, r.gateways)
 	view.sort()
 	return view
 }
@@ -369,7 +463,7 @@ func (r *Records) Service(key types.NamespacedName) View {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	view := r.head()
-	view.add(r.services[key])
+	r.add(&view, r.services[key])
 	view.sort()
 	return view
 }
@@ -379,7 +473,7 @@ func (r *Records) Gateways() View {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	view := r.head()
-	view.add(r.gateways)
+	r.add(&view, r.gateways)
 	view.sort()
 	return view
 }
@@ -397,7 +491,7 @@ func (r *Records) Services() []types.NamespacedName {
 
 // head is what every view has.
 func (r *Records) head() View {
-	view := View{Synced: len(r.listed) == len(kinds)}
+	view := View{Synced: len(r.listed) == len(kinds), Expired: slices.Sorted(maps.Values(r.expired))}
 	if set := r.records[id{clusterSets, types.NamespacedName{Name: v1alpha1.ClusterSetName}}]; set != nil && set.object != nil {
 		view.ClusterSet = set.object.(*v1alpha1.ClusterSet)
 		if !set.since.IsZero() {
@@ -407,8 +501,12 @@ func (r *Records) head() View {
 	return view
 }
 
-func (v *View) add(records map[id]*record) {
+// add adds those of the records that count.
+func (r *Records) add(v *View, records map[id]*record) {
 	for _, known := range records {
+		if _, silent := r.expired[known.id.name.Namespace]; silent {
+			continue
+		}
 		if !known.since.IsZero() {
 			v.Held++
 		}

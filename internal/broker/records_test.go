@@ -94,6 +94,7 @@ func TestRecords(t *testing.T) {
 	}
 	put := func(text string) func(*Records) { return func(r *Records) { r.Put(service(text)) } }
 	remove := func(text string) func(*Records) { return func(r *Records) { r.Delete(service(text)) } }
+	away := func(is bool) func(*Records) { return func(r *Records) { r.Away(is) } }
 	wait := func(d time.Duration) func(*Records) {
 		return func(*Records) { time.Sleep(d); synctest.Wait() }
 	}
@@ -132,6 +133,18 @@ func TestRecords(t *testing.T) {
 			{list(), "east/a, held 1"},
 			{wait(HoldFor / 2), "east/a, held 1"},
 			{wait(HoldFor / 2), ""},
+		},
+		"while the broker is away nothing held ends, and all has its time anew then": {
+			{list("east/a", "east/b 5"), "east/a, east/b 5"},
+			{list("east/b 4"), "east/a, east/b 5, held 2"},
+			{wait(HoldFor - time.Second), "east/a, east/b 5, held 2"},
+			{away(true), "east/a, east/b 5, held 2"},
+			{wait(10 * HoldFor), "east/a, east/b 5, held 2"},
+			{away(false), "east/a, east/b 5, held 2"},
+			{list("east/b 4"), "east/a, east/b 5, held 2"},
+			{put("east/b 6"), "east/a, east/b 6, held 1"},
+			{wait(HoldFor - time.Second), "east/a, east/b 6, held 1"},
+			{wait(time.Second), "east/b 6"},
 		},
 		"a newer version counts at once": {
 			{put("east/a 5"), "east/a 5"},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -20,12 +21,12 @@ import (
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 )
 
-// Scheme knows the core kinds, EndpointSlices, the Multi-Cluster Services API (v1beta1) and Fastnet's own. It fails only
+// Scheme knows the core kinds, EndpointSlices, Leases, the Multi-Cluster Services API (v1beta1) and Fastnet's own. It fails only
 // where two of those claim one name, which no released combination does.
 func Scheme() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		corev1.AddToScheme, discoveryv1.AddToScheme, mcsv1beta1.Install, v1alpha1.AddToScheme,
+		corev1.AddToScheme, coordinationv1.AddToScheme, discoveryv1.AddToScheme, mcsv1beta1.Install, v1alpha1.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("build scheme: %w", err)

@@ -46,6 +46,7 @@ reach; it may be a member too. These commands run with an administrator's kubeco
 func newBrokerDeploy(o *options) *cobra.Command {
 	var clusterset, balance string
 	var members []string
+	var expireAfter time.Duration
 	command := &cobra.Command{
 		Use:   "deploy",
 		Short: "Make this cluster the broker of a clusterset",
@@ -63,6 +64,9 @@ with the CRDs that it needs. Running it again upgrades it and keeps the members.
 			if !slices.Contains([]string{"", v1alpha1.BalanceIP, v1alpha1.BalanceDNS}, balance) {
 				return ctl.Usagef("--balance %q is neither %s nor %s", balance, v1alpha1.BalanceIP, v1alpha1.BalanceDNS)
 			}
+			if command.Flags().Changed("expire-after") && expireAfter < v1alpha1.MinExpireAfter {
+				return ctl.Usagef("--expire-after %s is too short: %s at least", expireAfter, v1alpha1.MinExpireAfter)
+			}
 			c, err := o.local(ctx)
 			if err != nil {
 				return err
@@ -77,7 +81,7 @@ with the CRDs that it needs. Running it again upgrades it and keeps the members.
 			if clusterset != "" {
 				roster.clusterset = clusterset
 			}
-			roster.balance = balance
+			roster.balance, roster.expireAfter = balance, expireAfter
 			for _, member := range members {
 				roster.add(member)
 			}
@@ -91,6 +95,7 @@ with the CRDs that it needs. Running it again upgrades it and keeps the members.
 	}
 	command.Flags().StringVar(&clusterset, "clusterset", "", `Name of the clusterset (default "clusterset", or the one there is)`)
 	command.Flags().StringVar(&balance, "balance", "", `How services that do not say it themselves are balanced over clusters: "ip" or "dns" (default "ip", or as it is)`)
+	command.Flags().DurationVar(&expireAfter, "expire-after", 0, "How long a member may be silent before the others take away its services and its tunnels (default 15m, or as it is)")
 	command.Flags().StringArrayVar(&members, "member", nil, "ID of a cluster to put on the roster; may be given more than once")
 	return command
 }
@@ -226,6 +231,8 @@ type roster struct {
 	clusterset string
 	balance    string // "" leaves it as it is
 	members    []string
+
+	expireAfter time.Duration // 0 leaves it as it is
 }
 
 func (c *cluster) roster() (*roster, error) {
@@ -280,6 +287,9 @@ func (r *roster) toValues() map[string]any {
 	values["clusterset"], values["members"] = r.clusterset, members
 	if r.balance != "" {
 		values["balance"] = r.balance
+	}
+	if r.expireAfter != 0 {
+		values["expireAfter"] = r.expireAfter.String()
 	}
 	return values
 }

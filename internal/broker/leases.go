@@ -1,0 +1,120 @@
+package broker
+
+import (
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+
+	"github.com/fastnet-io/fastnet/api/v1alpha1"
+)
+
+// leases is how long the members have been silent, by their Leases.
+//
+// The clocks of clusters differ, so no time in a Lease is compared with a clock, or with one of another member. What counts is time
+// that passed here, and of that only what passed under a watch that works: while the broker is away nobody can renew. There is
+// proof of such a watch, and that is its events; our own Lease's renewal is among them, so that one comes in time wherever all is
+// well. Time passes between two events, and not across a list, which says that a watch was lost. So nothing here
+// needs a timer, and an agent that starts, was stopped, or whose watch hangs, takes nobody for silent.
+type leases struct {
+	of map[string]*lease // by namespace on the broker
+	// watched is the time that passed, and heard when it was last reckoned; zero while no watch has begun.
+	watched time.Duration
+	heard   time.Time
+}
+
+// lease is what is known of a member's Lease.
+type lease struct {
+	// renewed is the latest renewal, by the member's own clock. A broker that was restored from a backup shows an older one.
+	renewed time.Time
+	// at is what watched was when that was seen.
+	at time.Duration
+	// there says that the broker has the Lease now. One that somebody else deleted is still known: a member that is silent does not
+	// come back by that.
+	there bool
+}
+
+// maxQuiet is how long there may be no event in a watch that works: the time in which our own Lease is renewed, and as much again.
+// A longer one proves that something stood still, be it only this process, and does not count at all.
+const maxQuiet = 2 * v1alpha1.RenewEvery
+
+// event notes a renewal that a watch tells of. Whatever the Lease says, somebody wrote it just now.
+func (l *leases) event(namespace string, renewed, now time.Time) {
+	l.tick(now)
+	known := l.of[namespace]
+	if known == nil {
+		known = &lease{}
+		l.of[namespace] = known
+	}
+	known.renewed, known.at, known.there = later(known.renewed, renewed), l.watched, true
+}
+
+// deleted notes that a watch told of a Lease's end.
+func (l *leases) deleted(namespace string, now time.Time) {
+	l.tick(now)
+	if known := l.of[namespace]; known != nil {
+		known.there = false
+	}
+}
+
+// list notes what there is, by namespace. A renewal that was missed in between counts as one of now, and an older one than was seen
+// before is none: it is of a backup.
+func (l *leases) list(renewed map[string]time.Time, now time.Time) {
+	l.heard = now
+	for namespace, known := range l.of {
+		_, known.there = renewed[namespace]
+	}
+	for namespace, at := range renewed {
+		switch known := l.of[namespace]; {
+		case known == nil:
+			l.of[namespace] = &lease{at, l.watched, true}
+		case at.After(known.renewed):
+			known.renewed, known.at = at, l.watched
+		}
+	}
+}
+
+// tick reckons the time between two events.
+func (l *leases) tick(now time.Time) {
+	if quiet := now.Sub(l.heard); !l.heard.IsZero() && quiet <= maxQuiet {
+		l.watched += quiet
+	}
+	l.heard = now
+}
+
+// silent says whether a member has been silent for longer than it may. One that never had a Lease is not judged: its agent may be
+// older than Leases.
+func (l *leases) silent(namespace string, longer time.Duration) bool {
+	known := l.of[namespace]
+	return known != nil && l.watched-known.at > longer
+}
+
+// forget forgets Leases that are gone, but for those of the namespaces in keep.
+func (l *leases) forget(keep map[string]bool) {
+	for namespace, known := range l.of {
+		if !known.there && !keep[namespace] {
+			delete(l.of, namespace)
+		}
+	}
+}
+
+func renewedAt(object *coordinationv1.Lease) time.Time {
+	if object.Spec.RenewTime == nil {
+		return time.Time{}
+	}
+	return object.Spec.RenewTime.Time
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// expireAfter is how long a member may be silent.
+func expireAfter(set *v1alpha1.ClusterSet) time.Duration {
+	if set == nil || set.Spec.ExpireAfter == nil {
+		return v1alpha1.DefaultExpireAfter
+	}
+	return max(set.Spec.ExpireAfter.Duration, v1alpha1.MinExpireAfter)
+}
