@@ -8,7 +8,7 @@ CONTROLLER_GEN := sigs.k8s.io/controller-tools/cmd/controller-gen@v0.23.0
 
 # Packages whose tests run the command line against real API servers: slow enough without the race detector, and with little
 # that runs at once.
-SLOW := internal/ctl/(fastnet|service)$$
+SLOW := (internal/ctl/(fastnet|service)|cmd/fastnet-agent)$$
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)

@@ -80,7 +80,23 @@ func (c config) Validate() error {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	if len(os.Args) > 1 && os.Args[1] == withdrawCommand {
+		c, err := parseWithdraw(os.Args[2:], os.Stderr)
+		end(ctx, c, err, withdrawRun)
+		return
+	}
 	c, err := parse(os.Args[1:], os.Stderr)
+	end(ctx, c, err, func(ctx context.Context, c config) error {
+		err := run(ctx, c)
+		if ctx.Err() != nil {
+			return nil // what fails because it is to stop
+		}
+		return err
+	})
+}
+
+// end runs what the flags say, if they can be read and make sense, and ends the process where that fails.
+func end[C interface{ Validate() error }](ctx context.Context, c C, err error, run func(context.Context, C) error) {
 	if errors.Is(err, pflag.ErrHelp) {
 		return
 	}
@@ -91,7 +107,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "fastnet-agent:", err)
 		os.Exit(2)
 	}
-	if err := run(ctx, c); err != nil && ctx.Err() == nil {
+	if err := run(ctx, c); err != nil {
 		fmt.Fprintln(os.Stderr, "fastnet-agent:", err)
 		os.Exit(1)
 	}

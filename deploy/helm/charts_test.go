@@ -21,7 +21,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 type values = map[string]any
 
-// render is `helm template`: the manifest, with the notes after it.
+// render is `helm template`: the manifest, hooks included, with the notes after it.
 func render(t *testing.T, chart, namespace string, with values) (manifest, notes string, err error) {
 	t.Helper()
 	loaded, err := helm.Chart(chart)
@@ -40,7 +40,11 @@ func render(t *testing.T, chart, namespace string, with values) (manifest, notes
 	if !ok {
 		t.Fatalf("a release of type %T", made)
 	}
-	return rendered.Manifest, rendered.Info.Notes, nil
+	manifest = rendered.Manifest
+	for _, hook := range rendered.Hooks {
+		manifest += "---\n# Source: " + hook.Path + "\n" + hook.Manifest + "\n"
+	}
+	return manifest, rendered.Info.Notes, nil
 }
 
 func member(more values) values {

@@ -3,6 +3,7 @@ package apitest
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,6 +35,7 @@ func Programs() map[string]func() {
 // variables given, and each leaves them as it found them. Beside what testscript has, a script may say
 //
 //	fails CODE PROGRAM ARGS...   the program must end with that exit code
+//	silent VARIABLE              sets it to the address of a server that takes connections and never says a word
 //
 // and with clusters there is kubectl.
 func Scripts(t *testing.T, dir string, update bool, clusters map[string]string) {
@@ -59,8 +61,18 @@ func Scripts(t *testing.T, dir string, update bool, clusters map[string]string) 
 			}
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"fails": fails},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"fails": fails, "silent": silent},
 	})
+}
+
+func silent(ts *testscript.TestScript, negated bool, args []string) {
+	if negated || len(args) != 1 {
+		ts.Fatalf("usage: silent VARIABLE")
+	}
+	listener, err := net.Listen("tcp", net.JoinHostPort(loopback().String(), "0")) // the kernel takes what comes
+	ts.Check(err)
+	ts.Defer(func() { listener.Close() })
+	ts.Setenv(args[0], listener.Addr().String())
 }
 
 func fails(ts *testscript.TestScript, negated bool, args []string) {

@@ -329,7 +329,7 @@ func (o *options) undeployBroker(ctx context.Context, c *cluster, timeout time.D
 		if err != nil {
 			return err
 		}
-		return releases.uninstall(helm.Broker)
+		return releases.uninstall(ctx, helm.Broker)
 	})
 	if err != nil {
 		return err

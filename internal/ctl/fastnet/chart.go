@@ -105,14 +105,25 @@ func (r *releases) install(ctx context.Context, name string, values map[string]a
 	return ctl.Explain("install the Helm chart "+name, err)
 }
 
-// uninstall takes the release away. There may be none.
-func (r *releases) uninstall(name string) error {
+// uninstall takes the release away. There may be none. The chart's hook, which withdraws the cluster from the clusterset, is left
+// out: leave does what it does, and says more. Helm knows no context, so it is left behind when that ends.
+func (r *releases) uninstall(ctx context.Context, name string) error {
 	uninstall := action.NewUninstall(r.configuration)
-	uninstall.IgnoreNotFound = true
+	uninstall.IgnoreNotFound, uninstall.DisableHooks = true, true
 	uninstall.WaitStrategy = kube.HookOnlyStrategy
 	uninstall.DeletionPropagation = "background"
 	uninstall.Timeout = helmTimeout
-	_, err := uninstall.Run(name)
+	done := make(chan error, 1)
+	go func() {
+		_, err := uninstall.Run(name)
+		done <- err
+	}()
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
 	if errors.Is(err, driver.ErrReleaseNotFound) {
 		return nil
 	}

@@ -102,6 +102,9 @@ func connect(loader clientcmd.ClientConfig) (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	if config.Timeout == 0 {
+		config.Timeout = ctl.RequestTimeout // Helm's requests too: an API server that goes silent must not keep anybody
+	}
 	scheme, err := newScheme()
 	if err != nil {
 		return nil, err

@@ -12,9 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -28,6 +27,7 @@ import (
 	"github.com/fastnet-io/fastnet/deploy/crds"
 	"github.com/fastnet-io/fastnet/deploy/helm"
 	"github.com/fastnet-io/fastnet/internal/ctl"
+	"github.com/fastnet-io/fastnet/internal/withdraw"
 )
 
 func newLeave(o *options) *cobra.Command {
@@ -40,8 +40,8 @@ func newLeave(o *options) *cobra.Command {
 the nodes, imported services, the cluster's records on the broker, labels that join put on nodes, CRDs that join made. The
 cluster's DNS becomes what it was before. Your ServiceExports stay.
 
-It may be run again after a failure, and in a cluster where a join failed half-way. It ends within --timeout for each of
-its steps, and says what is left.`,
+It may be run again after a failure, and in a cluster where a join failed half-way. It ends within --timeout, whether the
+broker answers or not, and says what is left.`,
 		Args: ctl.Args(cobra.NoArgs),
 		RunE: func(command *cobra.Command, _ []string) error {
 			ctx := command.Context()
@@ -58,7 +58,7 @@ its steps, and says what is left.`,
 		},
 	}
 	command.Flags().BoolVarP(&yes, "yes", "y", false, "Do not ask")
-	command.Flags().DurationVar(&timeout, "timeout", 2*time.Minute, "How long each step may wait")
+	command.Flags().DurationVar(&timeout, "timeout", time.Minute, "How long it may take")
 	return command
 }
 
@@ -76,8 +76,17 @@ func (o *options) confirm(c *cluster) error {
 	return nil
 }
 
-// leave undoes a join. A step that fails does not keep the later ones from being tried: half of Fastnet is worth nothing.
+// leave undoes a join within a time. A step that fails does not keep the later ones from being tried: half of Fastnet is worth
+// nothing. Those that wait for others have their share of the time.
 func (o *options) leave(ctx context.Context, c *cluster, timeout time.Duration) error {
+	deadline := time.Now().Add(timeout)
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	share := func(most time.Duration) time.Duration { return min(most, timeout/4) }
+	api, err := withdraw.New(c.config)
+	if err != nil {
+		return err
+	}
 	releases, err := c.releases(v1alpha1.Namespace)
 	if err != nil {
 		return err
@@ -113,15 +122,29 @@ func (o *options) leave(ctx context.Context, c *cluster, timeout time.Duration) 
 	// First the daemons, while they still have the rights to see that they are to go: each takes what it set up off its
 	// node. Helm would take their rights away in the same breath.
 	step("Stop the agent, the gateways and the route agents", func(ctx context.Context, note func(string)) error {
-		return c.stopDaemons(ctx, timeout, note)
+		ctx, cancel := context.WithTimeout(ctx, share(withdraw.StopFor))
+		defer cancel()
+		return ctl.Explain("stop the daemons", api.StopDaemons(ctx, note))
 	})
-	step("Uninstall the chart fastnet", func(context.Context, func(string)) error { return releases.uninstall(helm.Member) })
-	step("Remove imported services", func(ctx context.Context, _ func(string)) error { return c.removeImports(ctx) })
+	step("Uninstall the chart fastnet", func(ctx context.Context, _ func(string)) error {
+		return errors.Join(releases.uninstall(ctx, helm.Member), c.removeHook(ctx))
+	})
+	step("Remove imported services", func(ctx context.Context, _ func(string)) error {
+		ctx, cancel := context.WithTimeout(ctx, timeout/2)
+		defer cancel()
+		return ctl.Explain("remove imported services", api.RemoveImports(ctx))
+	})
 	step("Remove this cluster's records from the broker", func(ctx context.Context, _ func(string)) error {
 		if m == nil {
 			return brokerErr
 		}
-		if err := m.removeRecords(ctx); err != nil {
+		broker, err := withdraw.New(m.broker.config)
+		if err == nil {
+			ctx, cancel := context.WithTimeout(ctx, share(withdraw.BrokerFor))
+			defer cancel()
+			err = broker.RemoveRecords(ctx, m.namespace)
+		}
+		if err != nil {
 			return fmt.Errorf("%w; an administrator of the broker can: kubectl fastnet broker remove %s", err, m.clusterID)
 		}
 		return nil
@@ -135,7 +158,7 @@ func (o *options) leave(ctx context.Context, c *cluster, timeout time.Duration) 
 		if err := errors.Join(err, c.deleteNamespace(ctx, v1alpha1.Namespace)); err != nil {
 			return err
 		}
-		return ctl.Await(ctx, timeout, note, c.leftovers)
+		return ctl.Await(ctx, time.Until(deadline), note, c.leftovers)
 	})
 	if err := errors.Join(append(left, ctx.Err())...); err != nil {
 		return err
@@ -161,119 +184,13 @@ func (c *cluster) membership(ctx context.Context, values map[string]any) (*membe
 	return openJoinFile(secret.Data["kubeconfig"])
 }
 
-// stopDaemons deletes what runs and waits until the pods are gone.
-func (c *cluster) stopDaemons(ctx context.Context, timeout time.Duration, note func(string)) error {
-	object := func(name string) metav1.ObjectMeta {
-		return metav1.ObjectMeta{Namespace: v1alpha1.Namespace, Name: name}
-	}
-	for _, daemon := range []client.Object{
-		&appsv1.Deployment{ObjectMeta: object("fastnet-agent")},
-		&appsv1.DaemonSet{ObjectMeta: object("fastnet-gateway")},
-		&appsv1.DaemonSet{ObjectMeta: object("fastnet-routeagent")},
-	} {
-		err := c.Delete(ctx, daemon, client.PropagationPolicy(metav1.DeletePropagationBackground))
-		if client.IgnoreNotFound(err) != nil {
-			return ctl.Explain("delete "+daemon.GetName(), err)
-		}
-	}
-	return ctl.Await(ctx, timeout, note, func(ctx context.Context) (string, error) {
-		var pods corev1.PodList
-		if err := c.List(ctx, &pods, client.InNamespace(v1alpha1.Namespace)); err != nil {
-			return "", err
-		}
-		var running []string
-		for _, pod := range pods.Items {
-			switch pod.Labels["app.kubernetes.io/name"] {
-			case "fastnet-agent", "fastnet-gateway", "fastnet-routeagent":
-				running = append(running, pod.Name)
-			}
-		}
-		if len(running) == 0 {
-			return "", nil
-		}
-		return fmt.Sprintf("%d pods still stopping: %s", len(running), strings.Join(running, ", ")), nil
-	})
-}
-
-// removeImports takes away what the agent wrote: objects, known by their labels, and what it said of exports.
-func (c *cluster) removeImports(ctx context.Context) error {
-	byUs := client.MatchingLabels{"app.kubernetes.io/managed-by": v1alpha1.ManagedBy}
-	slices := client.MatchingLabels{discoveryv1.LabelManagedBy: v1alpha1.ManagedBy}
-	return errors.Join(
-		// Those of Services that ask for it by annotation; users' own ServiceExports stay.
-		c.deleteAll(ctx, schema.GroupVersionKind{Group: "multicluster.x-k8s.io", Version: "v1beta1", Kind: "ServiceExport"}, byUs, client.HasLabels{v1alpha1.LabelGlobal}),
-		c.forgetExports(ctx),
-		c.deleteAll(ctx, discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), slices),
-		c.deleteAll(ctx, discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), byUs),
-		// The second label as well: the first is one that people put on Services of their own.
-		c.deleteAll(ctx, corev1.SchemeGroupVersion.WithKind("Service"), byUs, client.HasLabels{v1alpha1.LabelServiceName}),
-		c.deleteAll(ctx, schema.GroupVersionKind{Group: "multicluster.x-k8s.io", Version: "v1beta1", Kind: "ServiceImport"}, byUs),
-		c.deleteAll(ctx, v1alpha1.GroupVersion.WithKind("Endpoint"), client.InNamespace(v1alpha1.Namespace)),
-		c.deleteAll(ctx, v1alpha1.GroupVersion.WithKind("Gateway"), client.InNamespace(v1alpha1.Namespace)),
-	)
-}
-
-// forgetExports takes the conditions off the ServiceExports, which stay: nobody is left to say that they are ready.
-func (c *cluster) forgetExports(ctx context.Context) error {
-	kind := schema.GroupVersionKind{Group: "multicluster.x-k8s.io", Version: "v1beta1", Kind: "ServiceExport"}
-	list := &metav1.PartialObjectMetadataList{}
-	list.SetGroupVersionKind(kind)
-	err := c.List(ctx, list)
-	if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return ctl.Explain("list ServiceExport objects", err)
-	}
-	var failed []error
-	for i := range list.Items {
-		export := &list.Items[i]
-		export.SetGroupVersionKind(kind)
-		err := c.Status().Patch(ctx, export, client.RawPatch(types.MergePatchType, []byte(`{"status":{"conditions":null}}`)))
-		if client.IgnoreNotFound(err) != nil {
-			failed = append(failed, ctl.Explain("clear the status of ServiceExport "+export.Namespace+"/"+export.Name, err))
-		}
-	}
-	return errors.Join(failed...)
-}
-
-// deleteAll deletes every object of a kind that the options select, one by one: Services know no other way. A kind that
-// the API server does not know has no objects.
-func (c *cluster) deleteAll(ctx context.Context, kind schema.GroupVersionKind, options ...client.ListOption) error {
-	list := &metav1.PartialObjectMetadataList{}
-	list.SetGroupVersionKind(kind)
-	err := c.List(ctx, list, options...)
-	if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return ctl.Explain("list "+kind.Kind+" objects", err)
-	}
-	var failed []error
-	for i := range list.Items {
-		object := &list.Items[i]
-		object.SetGroupVersionKind(kind)
-		if err := client.IgnoreNotFound(c.Delete(ctx, object)); err != nil {
-			failed = append(failed, ctl.Explain("delete "+kind.Kind+" "+object.Namespace+"/"+object.Name, err))
-		}
-	}
-	return errors.Join(failed...)
-}
-
-// removeRecords deletes what this cluster wrote on the broker, with its own credentials.
-func (m *membership) removeRecords(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*ctl.RequestTimeout)
-	defer cancel()
-	for _, kind := range []string{"ExportedService", "ExportedEndpoints", "Endpoint"} {
-		err := m.broker.deleteAll(ctx, v1alpha1.GroupVersion.WithKind(kind), client.InNamespace(m.namespace))
-		switch {
-		case apierrors.IsUnauthorized(err), apierrors.IsForbidden(err):
-			return nil // no longer a member: the broker has dropped the records already
-		case err != nil:
-			return fmt.Errorf("the records on the broker at %s stay: %w", m.broker.config.Host, err)
-		}
-	}
-	return nil
+// removeHook takes away what a failed hook of `helm uninstall` left outside of the namespace.
+func (c *cluster) removeHook(ctx context.Context) error {
+	const name = "fastnet-withdraw"
+	return ctl.Explain("remove what helm uninstall left", errors.Join(
+		client.IgnoreNotFound(c.Delete(ctx, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: name}})),
+		client.IgnoreNotFound(c.Delete(ctx, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: name}})),
+	))
 }
 
 func (c *cluster) unlabelGateways(ctx context.Context) error {
