@@ -43,6 +43,8 @@ type Config struct {
 	Reader client.Reader
 	Local  client.Client
 	Broker client.Client
+	// API says what of the Multi-Cluster Services API the local cluster has; nil: all of it.
+	API API
 	// Records is what the broker holds, as far as is known, and Connected whether it answers.
 	Records   Records
 	Connected func() bool
@@ -53,6 +55,14 @@ type Config struct {
 	// Metrics takes the agent's metrics.
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
+}
+
+// API is what a cluster has of the Multi-Cluster Services API.
+type API interface {
+	// Fit takes out of an object what the API server would drop or refuse: it would be written again and again.
+	Fit(client.Object)
+	// String says what is served.
+	String() string
 }
 
 // Records is what the broker holds, as far as is known: all of it, and as much as a round of one scope looks at.
@@ -126,6 +136,9 @@ func New(config Config) (*Agent, error) {
 	a.local = side("local", config.Local, func(object client.Object) bool {
 		return ours(object) || object.GetLabels()[discoveryv1.LabelManagedBy] == v1alpha1.ManagedBy
 	})
+	if config.API != nil {
+		a.local.fit = config.API.Fit
+	}
 	a.broker = side("broker", config.Broker, func(client.Object) bool { return true }) // nobody else writes in the namespace
 	a.broker.stamp = stampVersion(time.Now)
 	a.reach = &reach{reader: config.Reader, poke: a.Poke, log: config.Log}
@@ -216,6 +229,9 @@ func (a *Agent) Shown() string {
 		return err.Error() + "\n"
 	}
 	text := s.String() + "\n" + p.String()
+	if a.config.API != nil {
+		text = a.config.API.String() + "\n" + text
+	}
 	for _, loop := range []*converge.Keyed[scope]{a.importer, a.exporter} {
 		failing := loop.Failing()
 		for _, of := range slices.SortedFunc(maps.Keys(failing), compareKeys) {

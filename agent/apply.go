@@ -201,6 +201,8 @@ type target struct {
 	count  func(verb string, object client.Object, failed bool)
 	// stamp marks an object that is about to be written; have is what it takes the place of, nil for none.
 	stamp func(object, have client.Object)
+	// fit takes out of an object what the API server has no fields for; nil: it has all.
+	fit func(client.Object)
 	// owns says whether an object that is in the way of one that is to be made is ours after all.
 	owns func(client.Object) bool
 
@@ -230,6 +232,12 @@ type round struct {
 	refused  map[string]string
 	away     bool          // the API server did not answer: no use in asking it a thousand times more
 	again    time.Duration // when there is something to do though nobody pokes, zero for never
+}
+
+func (t *target) trim(object client.Object) {
+	if t.fit != nil {
+		t.fit(object)
+	}
 }
 
 func (t *target) round() *round {
@@ -351,6 +359,7 @@ func put[T client.Object](ctx context.Context, r *round, observed map[client.Obj
 		have, exists := current(r, seen, exists, name)
 		if !exists {
 			created := want.DeepCopyObject().(T)
+			r.trim(created)
 			r.stamp(created, nil)
 			inTheWay := false
 			ok := r.do(ctx, "create", created, func(ctx context.Context) error {
@@ -374,6 +383,7 @@ func put[T client.Object](ctx context.Context, r *round, observed map[client.Obj
 		}
 		changed := have.DeepCopyObject().(T)
 		adopt(changed, want)
+		r.trim(changed)
 		if equality.Semantic.DeepEqual(have, changed) {
 			all[i] = have
 			continue

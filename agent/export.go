@@ -254,7 +254,8 @@ func publishedBy(s *Snapshot, roster clusterset.Roster) published {
 // reason to write a status, and the records that the broker still has go on serving.
 func readiness(s *Snapshot, e *mcsv1beta1.ServiceExport, has published, service *v1alpha1.ExportedService, endpoints []*v1alpha1.ExportedEndpoints) *metav1.Condition {
 	now := meta.FindStatusCondition(e.Status.Conditions, string(mcsv1beta1.ServiceExportConditionReady))
-	wasReady := now != nil && now.Status == metav1.ConditionTrue && now.ObservedGeneration == e.Generation
+	// A CRD of old has no observedGeneration.
+	wasReady := now != nil && now.Status == metav1.ConditionTrue && (now.ObservedGeneration == e.Generation || now.ObservedGeneration == 0)
 	not := func(reason mcsv1beta1.ServiceExportConditionReason, message string) *metav1.Condition {
 		c := condition(mcsv1beta1.ServiceExportConditionReady, metav1.ConditionFalse, reason, message)
 		return &c

@@ -16,6 +16,7 @@ func (a *Agent) putImportStatus(ctx context.Context, r *round, current, want *mc
 	changed.Status.Clusters = want.Status.Clusters
 	changed.Status.EndpointSliceObjects = want.Status.EndpointSliceObjects
 	a.setConditions(&changed.Status.Conditions, want.Status.Conditions, current.Generation)
+	r.trim(changed)
 	if equality.Semantic.DeepEqual(current.Status, changed.Status) {
 		return
 	}
@@ -33,6 +34,7 @@ func (a *Agent) putExportStatus(ctx context.Context, r *round, observed *mcsv1be
 	}
 	changed := have.DeepCopy()
 	a.setConditions(&changed.Status.Conditions, want.Conditions, observed.Generation)
+	r.trim(changed)
 	if equality.Semantic.DeepEqual(have.Status, changed.Status) {
 		return
 	}

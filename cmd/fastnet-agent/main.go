@@ -28,6 +28,7 @@ import (
 	"github.com/fastnet-io/fastnet/internal/clusterset"
 	"github.com/fastnet-io/fastnet/internal/debug"
 	"github.com/fastnet-io/fastnet/internal/kube"
+	"github.com/fastnet-io/fastnet/internal/mcsapi"
 )
 
 // config is what the flags say.
@@ -134,7 +135,12 @@ func run(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
-	objects, local, err := broker.Local(localConfig, scheme)
+	var served func()
+	mcs, err := mcsapi.New(localConfig, log, func() { served() })
+	if err != nil {
+		return err
+	}
+	objects, local, err := broker.Local(localConfig, scheme, mcs)
 	if err != nil {
 		return err
 	}
@@ -155,21 +161,22 @@ func run(ctx context.Context, c config) error {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	a, err := agent.New(agent.Config{
 		ClusterID: c.clusterID, BrokerNamespace: namespace,
-		Reader: objects, Local: local, Broker: remote.Writer, Records: remote, Connected: remote.Connected,
+		Reader: objects, Local: local, API: mcs, Broker: remote.Writer, Records: remote, Connected: remote.Connected,
 		Event: events.NewRecorder(scheme, corev1.EventSource{Component: "fastnet-agent"}).Event,
 		Now:   time.Now, Metrics: registry, Log: log,
 	})
 	if err != nil {
 		return err
 	}
-	changed = a.BrokerChanged // before anything runs that tells of changes
+	changed, served = a.BrokerChanged, a.Poke // before anything runs that tells of changes
 
 	log.Info("agent starts", "cluster", c.clusterID, "broker", brokerConfig.Host, "namespace", namespace)
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error {
-		return debug.Server{Address: c.httpAddress, Gatherer: registry, Ready: a.Ready, Plan: a.Shown}.Run(ctx)
+		return debug.Server{Address: c.httpAddress, Gatherer: registry, Ready: func() error { return errors.Join(mcs.Ready(), a.Ready()) }, Plan: a.Shown}.Run(ctx)
 	})
 	tasks.Go(func() error { return remote.Run(ctx) })
+	tasks.Go(func() error { return mcs.Run(ctx) })
 	tasks.Go(func() error {
 		// The index that it makes must be there before the cache starts.
 		if err := a.Watch(ctx, objects); err != nil {

@@ -31,6 +31,7 @@ import (
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/internal/mcsapi"
 )
 
 // Config reads the kubeconfig of a broker. The namespace of its current context is the one that this member writes in.
@@ -85,11 +86,11 @@ func (m mapped) RESTMapping(kind schema.GroupKind, versions ...string) (*meta.RE
 	return m.DefaultRESTMapper.RESTMapping(kind, versions...)
 }
 
-// Local makes the cache and the writing client of the agent's own cluster.
-func Local(config *rest.Config, scheme *runtime.Scheme) (cache.Cache, client.WithWatch, error) {
+// Local makes the cache and the writing client of the agent's own cluster, which has the Multi-Cluster Services API as mcs says.
+func Local(config *rest.Config, scheme *runtime.Scheme, mcs *mcsapi.API) (cache.Cache, client.WithWatch, error) {
 	own := cache.ByObject{Namespaces: map[string]cache.Config{v1alpha1.Namespace: {}}}
 	objects, err := cache.New(config, cache.Options{
-		Scheme: scheme, Mapper: mapper(), DefaultTransform: cache.TransformStripManagedFields(),
+		Scheme: scheme, Mapper: mapper(), DefaultTransform: cache.TransformStripManagedFields(), NewInformer: mcs.NewInformer,
 		ByObject: map[client.Object]cache.ByObject{&v1alpha1.Endpoint{}: own, &v1alpha1.Gateway{}: own},
 	})
 	if err != nil {
@@ -99,7 +100,7 @@ func Local(config *rest.Config, scheme *runtime.Scheme) (cache.Cache, client.Wit
 	if err != nil {
 		return nil, nil, fmt.Errorf("client of the local cluster: %w", err)
 	}
-	return objects, writer, nil
+	return objects, mcs.Client(writer), nil
 }
 
 // Broker is a connection to the broker. Make it with New; it does nothing until Run.

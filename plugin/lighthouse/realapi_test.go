@@ -3,6 +3,7 @@ package lighthouse
 import (
 	"net"
 	"testing"
+	"time"
 
 	"github.com/coredns/caddy"
 	_ "github.com/coredns/coredns/plugin/autopath"
@@ -11,12 +12,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/fastnet-io/fastnet/deploy/crds"
 	"github.com/fastnet-io/fastnet/internal/ctl/apitest"
 	"github.com/fastnet-io/fastnet/internal/kube"
+	"github.com/fastnet-io/fastnet/internal/mcsapi/mcstest"
 )
 
 // TestBesideKubernetes runs a cluster's whole DNS against a real API server: *kubernetes* for cluster.local, with *autopath*,
@@ -130,6 +135,90 @@ func TestBesideKubernetes(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "all backends go", func() bool { return ask("db-2.west."+db, dns.TypeA).Rcode == dns.RcodeNameError })
+}
+
+// TestFollowVersions changes which version of the Multi-Cluster Services API a real API server serves. What was read is served
+// throughout, and what changes under the other version is seen.
+func TestFollowVersions(t *testing.T) {
+	kubeconfig := apitest.Start(t, "east", "10.97.0.0/16")
+	api := newClient(t, kubeconfig)
+	if err := api.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}); err != nil {
+		t.Fatal(err)
+	}
+	serve := func(definitions []*apiextensionsv1.CustomResourceDefinition, err error) {
+		t.Helper()
+		if err == nil {
+			err = mcstest.Put(t.Context(), api, definitions)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// write makes web's import, in a version, one with these addresses.
+	write := func(version string, ips ...any) {
+		t.Helper()
+		eventually(t, "written in "+version, func() bool {
+			object := &unstructured.Unstructured{}
+			object.SetGroupVersionKind(schema.GroupVersionKind{Group: "multicluster.x-k8s.io", Version: version, Kind: "ServiceImport"})
+			err := api.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "web"}, object)
+			object.SetNamespace("shop")
+			object.SetName("web")
+			object.Object["spec"] = map[string]any{"type": "ClusterSetIP", "ips": ips, "ports": []any{map[string]any{"port": int64(80), "protocol": "TCP"}}}
+			if apierrors.IsNotFound(err) {
+				return api.Create(t.Context(), object) == nil
+			}
+			return err == nil && api.Update(t.Context(), object) == nil
+		})
+	}
+	config, err := kube.Config(kubeconfig, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := newSource(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.pace = pace{afterError: 10 * time.Millisecond, afterRefusal: 20 * time.Millisecond}
+	s.start()
+	t.Cleanup(s.stop)
+	l := newTestPlugin(s.world)
+	const question = "web.shop A"
+	wantShort(t, l, question, "SERVFAIL")
+	served := func(address string) {
+		t.Helper()
+		eventually(t, address+" is answered", func() bool {
+			switch got := short(t, l, question); got {
+			case address:
+				return true
+			case "SERVFAIL", "NXDOMAIN", "":
+				t.Fatalf("while %s was awaited: %q", address, got)
+			}
+			return false
+		})
+	}
+
+	serve(mcstest.First())
+	write("v1alpha1", "10.96.0.1")
+	wantShort(t, l, question, "10.96.0.1")
+
+	serve(mcstest.Serving("v1alpha1", "v1beta1"))
+	write("v1beta1", "10.96.0.2", "fd00:96::2")
+	served("10.96.0.2")
+	wantShort(t, l, "web.shop AAAA", "fd00:96::2")
+
+	serve(mcstest.Serving("v1beta1"))
+	write("v1beta1", "10.96.0.3", "fd00:96::3")
+	served("10.96.0.3")
+
+	serve(mcstest.Serving("v1alpha1"))
+	write("v1alpha1", "10.96.0.4", "fd00:96::4")
+	served("10.96.0.4")
+
+	serve(mcstest.Serving())
+	serve(mcstest.Serving("v1beta1"))
+	write("v1beta1", "10.96.0.5", "fd00:96::5")
+	served("10.96.0.5")
+	wantShort(t, l, "web.shop AAAA", "fd00:96::5")
 }
 
 // newClient reaches an API server with every kind that the tests write.

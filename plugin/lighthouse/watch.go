@@ -343,39 +343,38 @@ type resourceWatch struct {
 }
 
 // run lists and watches until ctx ends. What goes wrong is logged and tried again; what was read stays served meanwhile.
+//
+// A watch that has to begin anew begins with the first version: when a CRD changes, every watch of its objects ends so.
 func (rw *resourceWatch) run(ctx context.Context) {
-	unknown := 0 // versions in a row that the API server did not know
-	for version := 0; ctx.Err() == nil; version = (version + 1) % len(rw.versions) {
-		reflector := rw.reflector(rw.versions[version])
-		for ctx.Err() == nil {
-			err := reflector.ListAndWatchWithContext(ctx)
-			pause := rw.pace.afterError
-			switch {
-			case err == nil:
-				unknown = 0
-			case apierrors.IsNotFound(err):
-				unknown++
-				if unknown < len(rw.versions) {
-					pause = 0
-					break
-				}
-				unknown = 0
-				rw.world.setRefused(rw.resource, true)
-				pause = rw.pace.afterRefusal
-			case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
-				rw.world.setRefused(rw.resource, false)
-				pause = rw.pace.afterRefusal
-			}
-			if pause > 0 && err != nil {
-				rw.failed(err)
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(wait.Jitter(pause, 0.2)):
-			}
-			if apierrors.IsNotFound(err) {
+	reflectors := make([]*cache.Reflector, len(rw.versions))
+	for i, version := range rw.versions {
+		reflectors[i] = rw.reflector(version)
+	}
+	version := 0
+	for ctx.Err() == nil {
+		err := reflectors[version].ListAndWatchWithContext(ctx)
+		pause := rw.pace.afterError
+		switch {
+		case err == nil:
+			version = 0
+		case apierrors.IsNotFound(err):
+			if version++; version < len(rw.versions) {
+				pause = 0
 				break
 			}
+			version = 0
+			rw.world.setRefused(rw.resource, true)
+			pause = rw.pace.afterRefusal
+		case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
+			rw.world.setRefused(rw.resource, false)
+			pause = rw.pace.afterRefusal
+		}
+		if pause > 0 && err != nil {
+			rw.failed(err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait.Jitter(pause, 0.2)):
 		}
 	}
 }

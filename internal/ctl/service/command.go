@@ -2,9 +2,11 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,11 +22,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/fastnet-io/fastnet/internal/ctl"
+	"github.com/fastnet-io/fastnet/internal/mcsapi"
 )
 
 const userAgent = "kubectl-service"
 
-const group = "multicluster.x-k8s.io"
+const group = mcsapi.Group
 
 // options are what every subcommand gets.
 type options struct {
@@ -77,7 +80,7 @@ func newVersion(o *options, version string) *cobra.Command {
 type target struct {
 	client.Client
 	namespace string
-	version   string // of the Multi-Cluster Services API that the cluster serves; empty where that was not asked for
+	versions  map[string]string // of the Multi-Cluster Services API that the cluster serves, by kind; nil where that was not asked for
 }
 
 func newScheme() (*runtime.Scheme, error) {
@@ -110,32 +113,41 @@ func (o *options) connect() (*target, error) {
 	return &target{Client: made, namespace: namespace}, nil
 }
 
-// open also finds the version of the Multi-Cluster Services API that the cluster serves: v1beta1, else v1alpha1.
+// open also finds the versions of the Multi-Cluster Services API that the cluster serves: v1beta1, else v1alpha1.
 func (o *options) open() (*target, error) {
 	t, err := o.connect()
 	if err != nil {
 		return nil, err
 	}
-	for _, version := range []string{"v1beta1", "v1alpha1"} {
-		mapping, err := t.RESTMapper().RESTMapping(schema.GroupKind{Group: group, Kind: "ServiceExport"}, version)
-		if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
-			continue
+	t.versions = map[string]string{}
+	for _, kind := range []string{"ServiceExport", "ServiceImport"} {
+		for _, version := range mcsapi.Versions { // one at a time: a mapper that misses one of several has none
+			_, err := t.RESTMapper().RESTMapping(schema.GroupKind{Group: group, Kind: kind}, version)
+			if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
+				continue
+			}
+			if err != nil {
+				return nil, ctl.Explain("reach the cluster", err)
+			}
+			t.versions[kind] = version
+			break
 		}
-		if err != nil {
-			return nil, ctl.Explain("reach the cluster", err)
-		}
-		t.version = mapping.GroupVersionKind.Version
-		return t, nil
 	}
-	return nil, errors.New("this cluster has no Multi-Cluster Services API (no CRD serviceexports.multicluster.x-k8s.io): let it join a clusterset first, with kubectl fastnet join")
+	if t.versions["ServiceExport"] == "" {
+		return nil, errors.New("this cluster has no Multi-Cluster Services API (no CRD serviceexports.multicluster.x-k8s.io): let it join a clusterset first, with kubectl fastnet join")
+	}
+	return t, nil
 }
 
 func (t *target) kind(kind string) schema.GroupVersionKind {
-	return schema.GroupVersionKind{Group: group, Version: t.version, Kind: kind}
+	return schema.GroupVersionKind{Group: group, Version: cmp.Or(t.versions[kind], mcsapi.Versions[0]), Kind: kind}
 }
 
 func (t *target) get(ctx context.Context, kind, name string) (*unstructured.Unstructured, error) {
 	object := &unstructured.Unstructured{}
+	if t.versions[kind] == "" { // no such CRD
+		return object, apierrors.NewNotFound(schema.GroupResource{Group: group, Resource: kind}, name)
+	}
 	object.SetGroupVersionKind(t.kind(kind))
 	err := t.Get(ctx, client.ObjectKey{Namespace: t.namespace, Name: name}, object)
 	return object, err
@@ -217,13 +229,31 @@ func (o *options) completeServices(command *cobra.Command, _ []string, prefix st
 }
 
 func (o *options) completeExports(command *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return o.completeKinds(command, "ServiceExport")
+}
+
+func (o *options) completeExportsAndImports(command *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return o.completeKinds(command, "ServiceExport", "ServiceImport")
+}
+
+// completeKinds gives the names of all objects of some kinds of the Multi-Cluster Services API.
+func (o *options) completeKinds(command *cobra.Command, kinds ...string) ([]string, cobra.ShellCompDirective) {
 	t, err := o.open()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	list := &unstructured.UnstructuredList{}
-	list.SetGroupVersionKind(t.kind("ServiceExport"))
-	return o.complete(command, list, true)
+	var all []string
+	for _, kind := range kinds {
+		list := &unstructured.UnstructuredList{}
+		list.SetGroupVersionKind(t.kind(kind))
+		names, directive := o.complete(command, list, true)
+		if directive == cobra.ShellCompDirectiveError {
+			return nil, directive
+		}
+		all = append(all, names...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), cobra.ShellCompDirectiveNoFileComp
 }
 
 // complete gives the names of all objects of a kind; the shell keeps those that fit.

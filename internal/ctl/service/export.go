@@ -59,13 +59,17 @@ already stays as it is.`,
 func each(names []string, do func(name string) error) error {
 	var failed []error
 	for _, name := range names {
-		// As kubectl prints it and many will paste it.
-		for _, prefix := range []string{"service/", "services/", "svc/"} {
-			name = strings.TrimPrefix(name, prefix)
-		}
-		failed = append(failed, do(name))
+		failed = append(failed, do(plainName(name)))
 	}
 	return errors.Join(failed...)
+}
+
+// plainName is a name without the kind before it, as kubectl prints it and many will paste it.
+func plainName(name string) string {
+	for _, prefix := range []string{"service/", "services/", "svc/"} {
+		name = strings.TrimPrefix(name, prefix)
+	}
+	return name
 }
 
 func (o *options) export(ctx context.Context, t *target, name string, flags *writeFlags, printFlags *genericclioptions.PrintFlags) error {
@@ -154,7 +158,8 @@ func unready(export mcsv1beta1.ServiceExport) (string, error) {
 	switch {
 	case valid != nil && valid.Status == metav1.ConditionFalse && valid.Reason == string(mcsv1beta1.ServiceExportReasonInvalidServiceType):
 		return "", fmt.Errorf("it cannot be exported: %s", valid.Message)
-	case ready != nil && ready.Status == metav1.ConditionTrue && ready.ObservedGeneration >= export.Generation:
+	// A CRD of old has no observedGeneration.
+	case ready != nil && ready.Status == metav1.ConditionTrue && (ready.ObservedGeneration >= export.Generation || ready.ObservedGeneration == 0):
 		return "", nil
 	case valid == nil && ready == nil:
 		return "no agent has looked at the export yet: does one run (kubectl get pods -n " + v1alpha1.Namespace + ")?", nil

@@ -31,10 +31,15 @@ func newList(o *options) *cobra.Command {
 		Use:   "list [NAME...]",
 		Short: "List what this cluster exports and imports",
 		Long: `List what this cluster exports and imports. A condition that is not as it should be is followed by its reason; -o wide
-adds the words of the first one.`,
+adds the messages, which say of a conflict what is in it and who wins.`,
 		Example: `  kubectl service list -n shop
-  kubectl service list -A -o wide`,
-		ValidArgsFunction: o.completeExports,
+
+  # Every service of the cluster, with what is wrong with it
+  kubectl service list -A -o wide
+
+  # The exports that are in conflict with those of other clusters
+  kubectl service list -A -o json | jq '.items[] | select(any(.status.conditions[]?; .type == "Conflict" and .status == "True"))'`,
+		ValidArgsFunction: o.completeExportsAndImports,
 		RunE: func(command *cobra.Command, names []string) error {
 			wide := *flags.print.OutputFormat == "wide"
 			if *flags.print.OutputFormat != "" && !wide {
@@ -51,6 +56,9 @@ adds the words of the first one.`,
 			}
 			if flags.allNamespaces {
 				t.namespace = ""
+			}
+			for i := range names {
+				names[i] = plainName(names[i])
 			}
 			return o.list(command.Context(), t, names, flags, wide)
 		},
@@ -99,6 +107,9 @@ func (o *options) list(ctx context.Context, t *target, names []string, flags lis
 
 // list gives the objects of a kind, sorted, all or those of these names.
 func (t *target) list(ctx context.Context, kind string, names []string) ([]unstructured.Unstructured, error) {
+	if t.versions[kind] == "" {
+		return nil, nil // no such CRD
+	}
 	list := &unstructured.UnstructuredList{}
 	list.SetGroupVersionKind(t.kind(kind))
 	if err := t.List(ctx, list, client.InNamespace(t.namespace)); err != nil {
@@ -141,32 +152,16 @@ func (o *options) printTables(exports, imports []unstructured.Unstructured, flag
 		if err := convert(&exports[i], &export); err != nil {
 			return err
 		}
-		conditions := export.Status.Conditions
-		row := []string{
-			export.Name,
-			ctl.ConditionCell(conditions, string(mcsv1beta1.ServiceExportConditionValid), metav1.ConditionTrue),
-			ctl.ConditionCell(conditions, string(mcsv1beta1.ServiceExportConditionReady), metav1.ConditionTrue),
-			ctl.ConditionCell(conditions, string(mcsv1beta1.ServiceExportConditionConflict), metav1.ConditionFalse),
-			ctl.Age(export.CreationTimestamp, o.now()),
-		}
-		if wide {
-			row = append(row, trouble(conditions))
-		}
-		exported = append(exported, o.row(export.Namespace, flags, row))
+		exported = append(exported, o.row(&export, exportState.cells(export.Status.Conditions), exportState.messages(export.Status.Conditions), flags, wide))
 	}
 	for i := range imports {
 		var from mcsv1beta1.ServiceImport
 		if err := convert(&imports[i], &from); err != nil {
 			return err
 		}
-		row := []string{
-			from.Name, string(from.Spec.Type), ctl.List(from.Spec.IPs), ctl.List(ctl.Clusters(from.Status.Clusters)),
-			ctl.Age(from.CreationTimestamp, o.now()),
-		}
-		if wide {
-			row = append(row, ctl.List(ctl.Ports(from.Spec.Ports)))
-		}
-		imported = append(imported, o.row(from.Namespace, flags, row))
+		conditions := from.Status.Conditions
+		row := append([]string{string(from.Spec.Type), ctl.List(from.Spec.IPs), ctl.List(ctl.Clusters(from.Status.Clusters))}, importState.cells(conditions)...)
+		imported = append(imported, o.row(&from, row, ctl.List(ctl.Ports(from.Spec.Ports))+"\t"+importState.messages(conditions), flags, wide))
 	}
 	header := func(text, more string) string {
 		if flags.noHeaders {
@@ -189,31 +184,57 @@ func (o *options) printTables(exports, imports []unstructured.Unstructured, flag
 		fmt.Fprintln(o.Out)
 	}
 	if len(imported) > 0 {
-		return ctl.Table(o.Out, header("IMPORT\tTYPE\tIPS\tCLUSTERS\tAGE", "\tPORTS"), imported)
+		return ctl.Table(o.Out, header("IMPORT\tTYPE\tIPS\tCLUSTERS\tREADY\tAGE", "\tPORTS\tMESSAGE"), imported)
 	}
 	return nil
 }
 
-func (o *options) row(namespace string, flags listFlags, row []string) []string {
+// row is an object's, with its name before the cells, its age after them, and more at the end where it is wide.
+func (o *options) row(object client.Object, cells []string, more string, flags listFlags, wide bool) []string {
+	var row []string
 	if flags.allNamespaces {
-		return append([]string{namespace}, row...)
+		row = append(row, object.GetNamespace())
+	}
+	row = append(append(row, object.GetName()), cells...)
+	row = append(row, ctl.Age(object.GetCreationTimestamp(), o.now()))
+	if wide {
+		row = append(row, more)
 	}
 	return row
 }
 
-// trouble is the message of the first condition that is not as it should be.
-func trouble(conditions []metav1.Condition) string {
-	for _, want := range []struct {
-		kind string
-		good metav1.ConditionStatus
-	}{
+// state is the conditions of a kind, each with the status that is good.
+type state []struct {
+	condition string
+	good      metav1.ConditionStatus
+}
+
+var (
+	exportState = state{
 		{string(mcsv1beta1.ServiceExportConditionValid), metav1.ConditionTrue},
 		{string(mcsv1beta1.ServiceExportConditionReady), metav1.ConditionTrue},
 		{string(mcsv1beta1.ServiceExportConditionConflict), metav1.ConditionFalse},
-	} {
-		if condition := meta.FindStatusCondition(conditions, want.kind); condition != nil && condition.Status != want.good {
-			return ctl.Dash(condition.Message)
-		}
 	}
-	return "-"
+	importState = state{{string(mcsv1beta1.ServiceImportConditionReady), metav1.ConditionTrue}}
+)
+
+func (s state) cells(conditions []metav1.Condition) []string {
+	var cells []string
+	for _, want := range s {
+		cells = append(cells, ctl.ConditionCell(conditions, want.condition, want.good))
+	}
+	return cells
+}
+
+// messages are those of the conditions that are not as they should be, on one line.
+func (s state) messages(conditions []metav1.Condition) string {
+	var messages []string
+	for _, want := range s {
+		condition := meta.FindStatusCondition(conditions, want.condition)
+		if condition == nil || condition.Status == want.good || condition.Message == "" || slices.Contains(messages, condition.Message) {
+			continue
+		}
+		messages = append(messages, condition.Message)
+	}
+	return ctl.Dash(strings.Join(strings.Fields(strings.Join(messages, "; ")), " "))
 }
