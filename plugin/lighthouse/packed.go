@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"reflect"
 	"strings"
+	"sync/atomic"
 
 	"github.com/coredns/coredns/plugin/pkg/edns"
 	"github.com/coredns/coredns/request"
@@ -20,7 +21,7 @@ import (
 // query's OPT record, nil without one.
 //
 // They may where the writer is the server's own. A plugin that reads or changes replies, such as cache, loadbalance,
-// prometheus or log, puts a writer of its own before it, and gets a message.
+// prometheus or log, puts a writer of its own before it, and gets a message; shed puts one behind it.
 func packed(w dns.ResponseWriter, query *dns.Msg) (to dns.ResponseWriter, size int, opt *dns.OPT, ok bool) {
 	scrub, ok := w.(*request.ScrubWriter)
 	if !ok || !isServerWriter(scrub.ResponseWriter) || query.Opcode != dns.OpcodeQuery || len(query.Question) != 1 {
@@ -47,11 +48,39 @@ func packed(w dns.ResponseWriter, query *dns.Msg) (to dns.ResponseWriter, size i
 	return scrub.ResponseWriter, int(edns.Size(state.Proto(), advertised)), opt, true
 }
 
-// isServerWriter tells whether w is the writer of dns.Server, to UDP, TCP or TLS, which sends the bytes it is given as they
-// are. Its type has no name outside its package.
+// isServerWriter tells whether w is the writer of dns.Server, to UDP, TCP or TLS, and sends the bytes it is given as they are. Its
+// type has no name outside its package. Behind it may stand another one, as of the plugin *shed*, that only messages go through.
 func isServerWriter(w dns.ResponseWriter) bool {
-	t := reflect.TypeOf(w)
-	return t.Kind() == reflect.Pointer && t.Elem().Name() == "response" && t.Elem().PkgPath() == "github.com/miekg/dns"
+	v := reflect.ValueOf(w)
+	known := serverWriter.Load()
+	if known == nil || known.pointer != v.Type() {
+		if known = serverWriterOf(v.Type()); known == nil {
+			return false
+		}
+		serverWriter.Store(known)
+	}
+	behind := v.Elem().Field(known.behind)
+	return behind.Kind() == reflect.Interface && behind.Elem().Kind() == reflect.Pointer && behind.Elem().UnsafePointer() == v.UnsafePointer()
+}
+
+// serverWriter is what was found out about the one type of writer that there is.
+var serverWriter atomic.Pointer[serverWriterType]
+
+// serverWriterType is a pointer to the writer of dns.Server, whose field of that index is what its messages are written to.
+type serverWriterType struct {
+	pointer reflect.Type
+	behind  int
+}
+
+func serverWriterOf(pointer reflect.Type) *serverWriterType {
+	if pointer.Kind() != reflect.Pointer || pointer.Elem().Name() != "response" || pointer.Elem().PkgPath() != "github.com/miekg/dns" {
+		return nil
+	}
+	behind, found := pointer.Elem().FieldByName("writer")
+	if !found {
+		return nil
+	}
+	return &serverWriterType{pointer, behind.Index[0]}
 }
 
 const (

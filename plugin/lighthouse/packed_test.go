@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"runtime/metrics"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -179,6 +180,47 @@ func TestPackedOnlyForTheServer(t *testing.T) {
 			t.Errorf("%T would be handed bytes", w)
 		}
 	}
+}
+
+// TestPackedNotPastTheServer: a plugin that writes in the server's place, as *shed* does, writes all replies.
+func TestPackedNotPastTheServer(t *testing.T) {
+	l := newTestPlugin(newTestWorld(t, shop))
+	packet, err := net.ListenPacket("udp", net.JoinHostPort(loopback(), "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var written atomic.Int32
+	started, ended := make(chan struct{}), make(chan error, 1)
+	server := &dns.Server{
+		PacketConn: packet, NotifyStartedFunc: func() { close(started) },
+		DecorateWriter: func(w dns.Writer) dns.Writer { return &countingWriter{w, &written} },
+		Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
+			l.ServeDNS(context.Background(), request.NewScrubWriter(r, w), r)
+		}),
+	}
+	go func() { ended <- server.ActivateAndServe() }()
+	<-started
+	defer func() {
+		server.Shutdown()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	query := new(dns.Msg)
+	query.SetQuestion("web.shop.svc."+testZone, dns.TypeA)
+	if reply, err := dns.Exchange(query, packet.LocalAddr().String()); err != nil || len(reply.Answer) != 1 || written.Load() != 1 {
+		t.Errorf("got %v, %v; %d replies went through the writer", reply, err, written.Load())
+	}
+}
+
+type countingWriter struct {
+	dns.Writer
+	written *atomic.Int32
+}
+
+func (w *countingWriter) Write(reply []byte) (int, error) {
+	w.written.Add(1)
+	return w.Writer.Write(reply)
 }
 
 // TestLongTargets: a backend whose name would be too long for DNS has no SRV record, and takes no other's away.
