@@ -1,0 +1,213 @@
+package nodeprobe
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fastnet-io/fastnet/internal/liveness"
+)
+
+// Target is one path to one gateway.
+type Target struct {
+	// Gateway is the name of its Endpoint, PublicKey its key in base64.
+	Gateway, PublicKey string
+	// Addr to ask at. Link is the number of the link where it is link-local, else 0.
+	Addr netip.Addr
+	Link uint32
+}
+
+// Health of a path.
+type Health struct {
+	State liveness.State
+	Since time.Time
+	RTT   time.Duration
+	// Loss of the last probes, 0 to 1.
+	Loss float64
+	// Seen is the gateway's view, nil before it was told.
+	Seen *Seen
+}
+
+// Prober is the nodes' side. Make it with NewProber.
+type Prober struct {
+	port    uint16
+	changed func()
+	log     *slog.Logger
+
+	mu      sync.Mutex
+	talks   map[Target]*talk
+	at      map[netip.Addr][]*talk
+	sockets map[bool]*net.UDPConn // by "IPv6"
+	wake    chan struct{}
+}
+
+type talk struct {
+	target Target
+	path   *liveness.Path
+	*conversation
+}
+
+// NewProber asks at a port, and calls changed, which must not block, when the state of a path or a gateway's view
+// changes.
+func NewProber(port uint16, changed func(), log *slog.Logger) *Prober {
+	return &Prober{port: port, changed: changed, log: log, talks: map[Target]*talk{}, at: map[netip.Addr][]*talk{},
+		sockets: map[bool]*net.UDPConn{}, wake: make(chan struct{}, 1)}
+}
+
+// Set takes the paths to probe; those that stay are not disturbed. One marked true is new, and was in use before this
+// process began: it counts as up until its probes are missed.
+func (p *Prober) Set(targets map[Target]bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var errs []error
+	now := time.Now()
+	at := map[netip.Addr][]*talk{}
+	for target := range p.talks {
+		if _, ok := targets[target]; !ok {
+			delete(p.talks, target)
+		}
+	}
+	for target, inUse := range targets {
+		if p.talks[target] == nil {
+			key, err := base64.StdEncoding.DecodeString(target.PublicKey)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("gateway %s: public key: %w", target.Gateway, err))
+				continue
+			}
+			c, err := newConversation(key)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("gateway %s: %w", target.Gateway, err))
+				continue
+			}
+			path := liveness.New(now)
+			if inUse {
+				path = liveness.Resume(now, now, 0)
+			}
+			p.talks[target] = &talk{target: target, path: path, conversation: c}
+		}
+		at[target.Addr] = append(at[target.Addr], p.talks[target])
+	}
+	p.at = at
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+	return errors.Join(errs...)
+}
+
+// Health of every path.
+func (p *Prober) Health() map[Target]Health {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	all := map[Target]Health{}
+	for target, t := range p.talks {
+		all[target] = Health{State: t.path.State(), Since: t.path.Since(), RTT: t.path.RTT(), Loss: t.path.Loss(now), Seen: t.seen}
+	}
+	return all
+}
+
+// Run probes until the context ends. It fails only where the node lets it have no socket.
+func (p *Prober) Run(ctx context.Context) error {
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	for _, v6 := range []bool{false, true} {
+		socket, err := listen(ctx, v6, 0)
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("node probes: %w", err)
+		}
+		defer func() { _ = socket.Close() }() // nothing is buffered
+		p.mu.Lock()
+		p.sockets[v6] = socket
+		p.mu.Unlock()
+		reading.Go(func() { p.read(socket) })
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.wake:
+		case <-timer.C:
+		}
+		timer.Reset(p.ask())
+	}
+}
+
+// ask sends what is due, and says when the next is.
+func (p *Prober) ask() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	next := now.Add(time.Second)
+	changed := false
+	for target, t := range p.talks {
+		if !t.path.Next().After(now) {
+			sequence, moved := t.path.Probe(now)
+			if moved {
+				p.log.Info("path "+string(t.path.State()), "gateway", target.Gateway, "address", target.Addr)
+			}
+			changed = changed || moved
+			out := path{addr: netip.AddrPortFrom(target.Addr, p.port), to: netip.IPv6Unspecified(), link: target.Link}
+			var oob []byte
+			if target.Link != 0 {
+				oob = out.oob()
+			}
+			if socket := p.sockets[target.Addr.Is6()]; socket != nil {
+				// An error (no route, no carrier) is a probe without an answer.
+				_, _, _ = socket.WriteMsgUDPAddrPort(t.conversation.ask(sequence), oob, out.addr)
+			}
+		}
+		if t.path.Next().Before(next) {
+			next = t.path.Next()
+		}
+	}
+	if changed {
+		p.changed()
+	}
+	return max(0, next.Sub(now))
+}
+
+func (p *Prober) read(socket *net.UDPConn) {
+	buffer := make([]byte, maxPacket+1)
+	for {
+		n, from, err := socket.ReadFromUDPAddrPort(buffer)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil && from.Port() == p.port {
+			p.hear(buffer[:n], from.Addr().WithZone(""))
+		}
+	}
+}
+
+func (p *Prober) hear(packet []byte, from netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, t := range p.at[from] {
+		sequence, changed, ok := t.conversation.hear(packet)
+		if !ok {
+			continue
+		}
+		if sequence != 0 && t.path.Answer(sequence, time.Now()) {
+			changed = true
+			p.log.Info("path "+string(t.path.State()), "gateway", t.target.Gateway, "address", t.target.Addr)
+		}
+		if changed {
+			p.changed()
+		}
+		return
+	}
+}
