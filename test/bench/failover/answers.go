@@ -1,0 +1,256 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fastnet-io/fastnet/test/bench/report"
+	"github.com/fastnet-io/fastnet/test/bench/traffic"
+	"github.com/fastnet-io/fastnet/test/lab"
+)
+
+// The name that both clusters export, headless: its answer is the pods of all clusters that can be reached.
+const name = service + ".bench.svc.clusterset.local"
+
+// resolvers ask each cluster's DNS for the name, from the pods.
+func (w *world) resolvers() (resolvers []*traffic.Process, stop func() error, err error) {
+	stop = func() error {
+		var errs []error
+		for _, r := range resolvers {
+			errs = append(errs, r.Stop())
+		}
+		return errors.Join(errs...)
+	}
+	for _, s := range w.sides {
+		server, err := w.teller.Output(w.ctx, "kubectl --context "+s.cluster+" -n kube-system get service kube-dns -o jsonpath='{.spec.clusterIP}'")
+		if err != nil {
+			return nil, stop, err
+		}
+		addr, err := netip.ParseAddr(strings.TrimSpace(server))
+		if err != nil {
+			return nil, stop, err
+		}
+		r, err := w.inPod(s, "resolver", netip.AddrPortFrom(addr, 53).String(), name)
+		if err != nil {
+			return nil, stop, err
+		}
+		resolvers = append(resolvers, r)
+	}
+	return resolvers, stop, nil
+}
+
+// answer is how a resolver tells the pods of these sides.
+func answer(sides ...*side) string {
+	var addrs []netip.Addr
+	for _, s := range sides {
+		addrs = append(addrs, s.pod...)
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare) // all IPv4 first, as the resolver has A before AAAA
+	return strings.Join(strings.Fields(strings.Trim(fmt.Sprint(addrs), "[]")), ",")
+}
+
+// partition cuts the two clusters off from each other, again and again, and notes when each cluster's DNS last gave an address
+// of the other.
+func (b *bench) partition() (err error) {
+	if err := b.silence(); err != nil {
+		return err
+	}
+	resolvers, stop, err := b.resolvers()
+	defer func() { err = errors.Join(err, stop()) }()
+	if err != nil {
+		return err
+	}
+	clusters := []string{b.sides[0].cluster, b.sides[1].cluster}
+	var last report.Sample
+	endless := 0
+	for range b.options.trials {
+		if err := b.awaitAnswers(resolvers); err != nil {
+			return err
+		}
+		took, err := b.cutClusters(resolvers, clusters)
+		if errors.Is(err, errStillWrong) {
+			endless++
+		} else if err != nil {
+			return err
+		}
+		fmt.Printf("  last wrong answer after %s\n", rounded(took))
+		last = append(last, milliseconds(took))
+	}
+	detail := fmt.Sprintf("min %.4g, median %.4g, p99 %.4g, max %.4g ms over %d partitions; the later of the two clusters counts",
+		last.Quantile(0), last.Median(), last.Quantile(0.99), last.Quantile(1), len(last))
+	if endless > 0 {
+		detail += fmt.Sprintf("; %d were still wrong after %s", endless, b.patience)
+	}
+	b.report.Set("partition-dns.p99-ms", last.Quantile(0.99), "%s", detail)
+	return nil
+}
+
+// awaitAnswers waits until both clusters answer with the pods of both, and with nothing else for as long as it takes to ask
+// dozens of times.
+func (w *world) awaitAnswers(resolvers []*traffic.Process) error {
+	both := answer(w.sides...)
+	return traffic.Await(w.ctx, settle, "both clusters answer with both", func() error {
+		var errs []error
+		for i, r := range resolvers {
+			answers, err := r.Answers()
+			if err == nil && (len(answers.Sets) != 1 || answers.Sets[both].Count == 0) {
+				err = fmt.Errorf("%s answers %+v, want %s", w.sides[i].cluster, answers, both)
+			}
+			errs = append(errs, err)
+		}
+		return errors.Join(errs...)
+	})
+}
+
+var errStillWrong = errors.New("still wrong")
+
+// steady is how long answers have to be right for the last wrong one to count as the last.
+const steady = 2 * time.Second
+
+// cutClusters gives the time from the cut to the last wrong answer.
+func (b *bench) cutClusters(resolvers []*traffic.Process, clusters []string) (took time.Duration, err error) {
+	defer func() { err = errors.Join(err, b.lab.Heal(b.ctx, clusters...)) }()
+	start := time.Now()
+	if err := b.lab.Cut(b.ctx, clusters...); err != nil {
+		return 0, err
+	}
+	latest := start // wrong answer
+	right := make([]time.Time, len(resolvers))
+	err = traffic.Await(b.ctx, b.patience, "no answer has an address of the other cluster", func() error {
+		for i, r := range resolvers {
+			answers, err := r.Answers()
+			if err != nil {
+				return err
+			}
+			for set, seen := range answers.Sets {
+				if set == answer(b.sides[i]) {
+					right[i] = seen.Last
+				} else if seen.Last.After(latest) {
+					latest = seen.Last
+				}
+			}
+		}
+		for i := range right {
+			if right[i].Sub(latest) < steady {
+				return fmt.Errorf("%s: %w", b.sides[i].cluster, errStillWrong)
+			}
+		}
+		return nil
+	})
+	return latest.Sub(start), err
+}
+
+// The rules that lose every tenth packet between the clusters, each way.
+const lossRules = `table inet bench_failover_loss {
+	chain forward {
+		type filter hook forward priority 0; policy accept;
+		numgen random mod 10 0 drop
+	}
+}
+`
+
+// marginal has the way between the clusters lose every tenth packet, while streams run and the name is asked for: nothing should
+// come of it. What counts is changes of our routes on any node, as the kernel tells of them, and of answers.
+func (b *bench) marginal() (err error) {
+	if err := b.renew(b.flows); err != nil {
+		return err
+	}
+	resolvers, stop, err := b.resolvers()
+	defer func() { err = errors.Join(err, stop()) }()
+	if err != nil {
+		return err
+	}
+	if err := b.awaitAnswers(resolvers); err != nil {
+		return err
+	}
+	routes, unwatch, err := b.watchRoutes()
+	defer unwatch()
+	if err != nil {
+		return err
+	}
+	if err := b.window(); err != nil {
+		return err
+	}
+	for _, r := range resolvers {
+		if _, err := r.Answers(); err != nil { // from here on they count
+			return err
+		}
+	}
+	wan := func(rules string) error {
+		command := b.lab.WAN().Command(b.ctx, "nft", "-f", "-")
+		command.Stdin = strings.NewReader(rules)
+		if out, err := command.CombinedOutput(); err != nil {
+			return fmt.Errorf("nft: %w: %s", err, out)
+		}
+		return nil
+	}
+	if err := wan(lossRules); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, wan("delete table inet bench_failover_loss\n")) }()
+	fmt.Printf("  every tenth packet between the clusters is lost for %s\n", b.options.marginal)
+	select {
+	case <-b.ctx.Done():
+		return b.ctx.Err()
+	case <-time.After(b.options.marginal): // the time is what is measured
+	}
+	changes := routes()
+	for i, r := range resolvers {
+		answers, err := r.Answers()
+		if err != nil {
+			return err
+		}
+		fmt.Printf("  %s: %d route changes on its nodes, %d changes of answers\n", b.sides[i].cluster, changes[b.sides[i].cluster], answers.Changes)
+		changes["answers"] += answers.Changes
+	}
+	accounts, err := b.accounts()
+	if err != nil {
+		return err
+	}
+	var lost, sent uint64
+	for flow, account := range accounts {
+		if !flow.TCP {
+			lost, sent = lost+account.Lost, sent+account.Lost+account.Received
+		}
+	}
+	total := changes["answers"]
+	for _, s := range b.sides {
+		total += changes[s.cluster]
+	}
+	b.report.Set("marginal-changes", float64(total), "%d of answers, %d of routes, in %s in which streams lost %.1f %%",
+		changes["answers"], total-changes["answers"], b.options.marginal, 100*float64(lost)/float64(max(1, sent)))
+	return nil
+}
+
+// ours marks routes and next hops in what `ip monitor` prints: the route agent's protocol.
+const ours = "proto 250"
+
+// watchRoutes counts changes of our routes by cluster from now on.
+func (w *world) watchRoutes() (changes func() map[string]int, stop func(), err error) {
+	watches := map[*lab.Node]*monitor{}
+	stop = func() {
+		for _, m := range watches {
+			m.stop()
+		}
+	}
+	for _, s := range w.sides {
+		for _, n := range w.lab.Cluster(s.cluster).Nodes() {
+			m, err := startMonitor(n.Command(w.ctx, "stdbuf", "-oL", "ip", "monitor", "route", "nexthop"), ours)
+			if err != nil {
+				return nil, stop, fmt.Errorf("%s: %w", n.Name(), err)
+			}
+			watches[n] = m
+		}
+	}
+	return func() map[string]int {
+		counts := map[string]int{}
+		for n, m := range watches {
+			counts[cluster(n)] += m.count()
+		}
+		return counts
+	}, stop, nil
+}

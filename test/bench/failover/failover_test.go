@@ -1,0 +1,187 @@
+package main
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fastnet-io/fastnet/test/bench/report"
+	"github.com/fastnet-io/fastnet/test/bench/traffic"
+	"github.com/fastnet-io/fastnet/test/lab"
+	"github.com/fastnet-io/fastnet/test/netns"
+)
+
+func TestValidate(t *testing.T) {
+	err := options{only: []string{"hang", "explode"}, trials: 0, flows: 1}.validate()
+	if err == nil || !strings.Contains(err.Error(), `no part "explode"`) || !strings.Contains(err.Error(), "at least one trial") {
+		t.Errorf("got %v", err)
+	}
+	if err := (options{only: []string{"hang"}, trials: 1, flows: 1}).validate(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestWatchRules: the kernel takes the rules that watch flows, and its account of them is read right.
+func TestWatchRules(t *testing.T) {
+	netns.RequireRoot(t)
+	a, gateway, b := netns.New(t, "a"), netns.New(t, "gw"), netns.New(t, "b")
+	netns.Join(t, a, "eth0", gateway, "to-a")
+	netns.Join(t, gateway, "to-b", b, "eth0")
+	a.Sh(t, "ip addr add 10.0.1.2/24 dev eth0; ip route add default via 10.0.1.1; ip addr add fd00:1::2/64 dev eth0 nodad; ip -6 route add default via fd00:1::1")
+	b.Sh(t, "ip addr add 10.0.2.2/24 dev eth0; ip route add default via 10.0.2.1; ip addr add fd00:2::2/64 dev eth0 nodad; ip -6 route add default via fd00:2::1")
+	gateway.Sh(t, `ip addr add 10.0.1.1/24 dev to-a; ip addr add 10.0.2.1/24 dev to-b
+		ip addr add fd00:1::1/64 dev to-a nodad; ip addr add fd00:2::1/64 dev to-b nodad`)
+	command := gateway.Command("nft", "-f", "-")
+	command.Stdin = strings.NewReader(watchRules)
+	if out, err := command.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v\n%s", err, out)
+	}
+	flows := []traffic.Flow{
+		{Port: 20001, To: netip.MustParseAddr("10.0.2.2")}, {Port: 20002, To: netip.MustParseAddr("fd00:2::2")},
+		{Port: 20003, TCP: true, To: netip.MustParseAddr("10.0.2.2")}, {Port: 20004, TCP: true, To: netip.MustParseAddr("fd00:2::2")},
+	}
+	sink, source := role(t, b, "sink"), role(t, a, "source")
+	if err := errors.Join(source.Send(flows), sink.Window(flows)); err != nil {
+		t.Fatal(err)
+	}
+	netns.Eventually(t, 30*time.Second, "every flow is seen", func() error {
+		out, err := gateway.Command("nft", "-j", "list", "set", "inet", watchTable, "seen").Output()
+		if err != nil {
+			return err
+		}
+		counts, err := parseSeen(out)
+		for _, flow := range flows {
+			if counts[flow.Port] < 10 {
+				err = errors.Join(err, errors.New("not seen"))
+			}
+		}
+		if len(counts) > len(flows) {
+			t.Fatalf("ports %v were seen", counts)
+		}
+		return err
+	})
+	// The rules that lose packets do.
+	command = gateway.Command("nft", "-f", "-")
+	command.Stdin = strings.NewReader(lossRules)
+	if out, err := command.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v\n%s", err, out)
+	}
+	netns.Eventually(t, 30*time.Second, "packets are lost", func() error {
+		accounts, err := sink.Accounts()
+		for _, flow := range flows[:2] {
+			if accounts[flow.Port].Lost < 50 {
+				err = errors.Join(err, errors.New("few are lost"))
+			}
+		}
+		return err
+	})
+}
+
+func TestMain(m *testing.M) {
+	traffic.Role()
+	os.Exit(m.Run())
+}
+
+func role(t *testing.T, n *netns.Namespace, role string) *traffic.Process {
+	t.Helper()
+	line, err := traffic.Args(role)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := traffic.Start(n.Command(line...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Stop() })
+	return p
+}
+
+func TestWhole(t *testing.T) {
+	udp, tcp := traffic.Flow{Port: 1}, traffic.Flow{Port: 2, TCP: true}
+	type accounts = map[traffic.Flow]traffic.Account
+	for name, c := range map[string]struct {
+		before, now accounts
+		broken      string
+	}{
+		"whole":                    {nil, accounts{udp: {Received: 200, Run: 200}, tcp: {Received: 20, Run: 20}}, ""},
+		"never arrived":            {nil, accounts{udp: {}, tcp: {Received: 20, Run: 20}}, "1 of 2 (1)"},
+		"lost one a moment ago":    {nil, accounts{udp: {Received: 999, Run: 199}, tcp: {Received: 20, Run: 20}}, "1 of 2 (1)"},
+		"nothing since the fault":  {accounts{udp: {Received: 300}}, accounts{udp: {Received: 499, Run: 499}}, "1 of 1 (1)"},
+		"whole again":              {accounts{udp: {Received: 300}}, accounts{udp: {Received: 500, Run: 200}}, ""},
+		"a connection that stalls": {nil, accounts{tcp: {Received: 19, Run: 500}}, "1 of 1 (2)"},
+	} {
+		err := whole(c.before, c.now)
+		if (err == nil) != (c.broken == "") || err != nil && (!errors.Is(err, errBroken) || !strings.HasSuffix(err.Error(), c.broken)) {
+			t.Errorf("%s: got %v, want %q", name, err, c.broken)
+		}
+	}
+}
+
+func TestAnswer(t *testing.T) {
+	one := &side{pod: []netip.Addr{netip.MustParseAddr("10.9.3.5"), netip.MustParseAddr("fd00:9::5")}}
+	two := &side{pod: []netip.Addr{netip.MustParseAddr("10.8.3.5"), netip.MustParseAddr("fd00:8::5")}}
+	if got, want := answer(one, two), "10.8.3.5,10.9.3.5,fd00:8::5,fd00:9::5"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestMonitor(t *testing.T) {
+	command := exec.CommandContext(t.Context(), "sh", "-c", "printf '10.9.0.0/16 proto 250\\ndefault proto kernel\\nid 7 group 8/9 proto 250\\n'; exec cat")
+	in, err := command.StdinPipe() // it goes on until it is stopped
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	m, err := startMonitor(command, ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	netns.Eventually(t, 30*time.Second, "two lines are counted", func() error {
+		if m.count() != 2 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	m.stop()
+}
+
+// TestRows: the figure of a trial is its longest gap, and the others' losses are summed up.
+func TestRows(t *testing.T) {
+	b := &bench{options: options{patience: time.Second}, report: report.New("failover", parts[0].row)}
+	b.account("power-off", []trial{
+		{gap: 250 * time.Millisecond, back: 2 * time.Millisecond, hit: 3, others: 5, othersReceived: 100},
+		{gap: 3 * time.Millisecond, back: 350 * time.Millisecond, hit: 2, others: 6, othersReceived: 100, othersLost: 1, broken: 1, endless: true},
+	}, 1)
+	rows := b.report.Rows()
+	if rows[0].Value != 349 { // between the two, near the greater
+		t.Errorf("p99 is %v", rows[0].Value)
+	}
+	for _, part := range []string{"max 350 ms over 2 faults", "1 were not over", "1 more of gateways that carried nothing"} {
+		if !strings.Contains(rows[0].Detail, part) {
+			t.Errorf("no %q in %q", part, rows[0].Detail)
+		}
+	}
+	if diff := cmp.Diff(othersLoss{faults: 2, flows: 11, lost: 1, received: 200}, b.others, cmp.AllowUnexported(othersLoss{})); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestTurns: all four gateways, the clusters in turns.
+func TestTurns(t *testing.T) {
+	nodes := make([]*lab.Node, 4)
+	for i := range nodes {
+		nodes[i] = &lab.Node{}
+	}
+	w := &world{sides: []*side{{gateways: nodes[:2]}, {gateways: nodes[2:]}}}
+	for n, want := range []int{0, 2, 1, 3, 0} {
+		if w.turn(n) != nodes[want] {
+			t.Errorf("turn %d is not node %d's", n, want)
+		}
+	}
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/fastnet-io/fastnet/test/bench/traffic"
+	"github.com/fastnet-io/fastnet/test/lab"
+)
+
+// Which gateways a flow goes over is what the gateways' kernels saw: a table of the benchmark's own counts what is forwarded
+// there, by the flow's port; for TCP both ways, which need not be the same.
+const (
+	watchTable = "bench_failover"
+	watchRules = `table inet ` + watchTable + ` {
+	set seen { type inet_service; size 4096; flags dynamic; counter; }
+	chain forward {
+		type filter hook forward priority 0; policy accept;
+		meta l4proto { tcp, udp } th dport 5300 update @seen { th sport }
+		meta l4proto tcp th sport 5300 update @seen { th dport }
+	}
+}
+`
+)
+
+func watchFlows(ctx context.Context, gateway *lab.Node) error {
+	script := fmt.Sprintf("nft delete table inet %s 2>/dev/null; nft -f - <<'EOF'\n%sEOF", watchTable, watchRules)
+	if out, err := gateway.Command(ctx, "sh", "-c", script).CombinedOutput(); err != nil {
+		return fmt.Errorf("nft: %w: %s", err, out)
+	}
+	return nil
+}
+
+// seen is the number of packets by port.
+func seen(ctx context.Context, gateway *lab.Node) (map[uint16]uint64, error) {
+	out, err := gateway.Command(ctx, "nft", "-j", "list", "set", "inet", watchTable, "seen").Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s: nft: %w", gateway.Name(), err)
+	}
+	return parseSeen(out)
+}
+
+func parseSeen(text []byte) (map[uint16]uint64, error) {
+	var listing struct {
+		Nftables []struct {
+			Set *struct {
+				Elem []struct {
+					Elem struct {
+						Val     uint16
+						Counter struct{ Packets uint64 }
+					}
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal(text, &listing); err != nil {
+		return nil, fmt.Errorf("nft's JSON: %w", err)
+	}
+	counts := map[uint16]uint64{}
+	for _, item := range listing.Nftables {
+		if item.Set != nil {
+			for _, e := range item.Set.Elem {
+				counts[e.Elem.Val] = e.Elem.Counter.Packets
+			}
+		}
+	}
+	return counts, nil
+}
+
+// paths gives the gateways that carry each flow now.
+func (w *world) paths() (map[uint16][]*lab.Node, error) {
+	var all []*lab.Node
+	for _, s := range w.sides {
+		all = append(all, s.gateways...)
+	}
+	for _, gateway := range all {
+		if out, err := gateway.Command(w.ctx, "nft", "flush", "set", "inet", watchTable, "seen").CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("%s: nft: %w: %s", gateway.Name(), err, out)
+		}
+	}
+	var paths map[uint16][]*lab.Node
+	err := traffic.Await(w.ctx, settle, "every flow was seen in both clusters", func() error {
+		paths = map[uint16][]*lab.Node{}
+		clusters := map[uint16]map[*side]bool{}
+		for _, s := range w.sides {
+			for _, gateway := range s.gateways {
+				counts, err := seen(w.ctx, gateway)
+				if err != nil {
+					return err
+				}
+				for port, packets := range counts {
+					if packets < 5 {
+						continue // it has just begun, or ended
+					}
+					paths[port] = append(paths[port], gateway)
+					if clusters[port] == nil {
+						clusters[port] = map[*side]bool{}
+					}
+					clusters[port][s] = true
+				}
+			}
+		}
+		for _, s := range w.sides {
+			for _, flow := range s.flows {
+				if len(clusters[flow.Port]) != len(w.sides) {
+					return fmt.Errorf("flow %d was seen in %d clusters", flow.Port, len(clusters[flow.Port]))
+				}
+			}
+		}
+		return nil
+	})
+	return paths, err
+}
+
+// over counts the flows that go over a gateway, and the others.
+func over(paths map[uint16][]*lab.Node, gateway *lab.Node) (over, others int) {
+	for _, gateways := range paths {
+		if slices.Contains(gateways, gateway) {
+			over++
+		} else {
+			others++
+		}
+	}
+	return over, others
+}
