@@ -84,7 +84,7 @@ func TestWatchRules(t *testing.T) {
 }
 
 func TestMain(m *testing.M) {
-	traffic.Role()
+	traffic.Role(nil)
 	os.Exit(m.Run())
 }
 

@@ -60,7 +60,7 @@ var breaking = []string{"power-off", "hang", "kill", "no-api", "alternate"}
 const othersRow = "other-gateway-lost"
 
 func main() {
-	traffic.Role()
+	traffic.Role(nil)
 	var names []string
 	for _, p := range parts {
 		names = append(names, p.name)

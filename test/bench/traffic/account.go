@@ -20,14 +20,18 @@ type tally struct {
 const long = 50 * time.Millisecond
 
 // arrive takes note of a packet. stalled is the time for which the source has been late to send since the flow began, which
-// is nobody's fault but the source's: it does not count as a gap.
+// is nobody's fault but the source's: it does not count as a gap. Where packets were lost as well it does, since the network was
+// broken then, and for how much of the time nobody knows.
 func (t *tally) arrive(sequence uint64, stalled time.Duration, at time.Time) {
 	if !t.started {
 		t.started, t.highest, t.base = true, sequence, sequence
 		t.last, t.stalled = at, stalled
 		return
 	}
-	gap := t.silence(at) - max(0, stalled-t.stalled)
+	gap := t.silence(at)
+	if sequence <= t.highest+1 {
+		gap -= max(0, stalled-t.stalled)
+	}
 	t.gap = max(t.gap, gap)
 	switch {
 	case sequence > t.highest+1 || gap >= long:

@@ -39,7 +39,7 @@ func TestAccount(t *testing.T) {
 		"overtaken": {steady(1, 10, 0), []packet{{13, 13 * ms, 0}, {11, 14 * ms, 0}, {12, 15 * ms, 0}, {14, 16 * ms, 0}}, 17 * ms,
 			Account{Received: 4, Run: 3, Gap: 3 * ms, Silent: ms}},
 		"source late by 80 ms":             {steady(1, 10, 0), []packet{{11, 91 * ms, 80 * ms}}, 92 * ms, Account{Received: 1, Run: 10, Gap: ms, Silent: ms}},
-		"source late while packets vanish": {steady(1, 10, 0), []packet{{111, 191 * ms, 80 * ms}}, 192 * ms, Account{Received: 1, Lost: 100, Gap: 101 * ms, Silent: ms}},
+		"source late while packets vanish": {steady(1, 10, 0), []packet{{111, 191 * ms, 80 * ms}}, 192 * ms, Account{Received: 1, Lost: 100, Gap: 181 * ms, Silent: ms}},
 		"nothing":                          {steady(1, 1, 0), nil, 2 * ms, Account{Gap: ms, Silent: ms}},
 	} {
 		t.Run(name, func(t *testing.T) {

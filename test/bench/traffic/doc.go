@@ -1,6 +1,7 @@
 // Package traffic is the steady traffic of the network benchmarks, and the account of what became of it: a source that
 // sends numbered UDP packets and TCP records at fixed times, a sink that knows for each flow what was lost and how long
-// it was silent, and a resolver that asks one DNS name again and again.
+// it was silent, and a resolver that asks one DNS name again and again. A bulk source sends as much as it can instead, and
+// times pings.
 //
 // Each runs as a process in a network namespace, a pod's or a node's: the very program that uses them, started again with
 // the role as its argument. It is asked on its standard input and answers on its standard output, a line of JSON each, so
@@ -11,8 +12,10 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -44,8 +47,8 @@ type Account struct {
 	Lost uint64 `json:"lost"`
 	// Run is the number of packets received since the last that was lost or the last gap.
 	Run uint64 `json:"run"`
-	// Gap is the longest time between two arrivals, the silence that lasts included, without the time for which the source
-	// was late to send.
+	// Gap is the longest time between two arrivals, the silence that lasts included. Where nothing was lost in between it is
+	// without the time for which the source was late to send.
 	Gap time.Duration `json:"gap"`
 	// Silent is the time since the last arrival.
 	Silent time.Duration `json:"silent"`
@@ -69,22 +72,22 @@ type Seen struct {
 	Last  time.Time `json:"last"`
 }
 
-// Role turns the process into a source, a sink or a resolver when it was started as one, and never returns then. A main
-// that measures calls it first.
-func Role() {
+// Roles by name: what a process does with the arguments of its role, until its standard input ends.
+type Roles map[string]func(args []string, in io.Reader, out io.Writer) error
+
+// Role turns the process into a source, a sink, a resolver or one of these when it was started as one, and never returns
+// then. A main that measures calls it first.
+func Role(others Roles) {
 	if len(os.Args) < 3 || os.Args[1] != roleWord {
 		return
 	}
-	var err error
-	switch role, args := os.Args[2], os.Args[3:]; role {
-	case "source":
-		err = source(os.Stdin, os.Stdout)
-	case "sink":
-		err = sink(os.Stdin, os.Stdout)
-	case "resolver":
-		err = resolver(args, os.Stdin, os.Stdout)
-	default:
-		err = fmt.Errorf("there is no role %q", role)
+	roles := Roles{"source": source, "sink": sink, "resolver": resolver, "bulk-source": bulkSource, "bulk-sink": bulkSink}
+	maps.Copy(roles, others)
+	run, err := roles[os.Args[2]], error(nil)
+	if run == nil {
+		err = errors.New("there is no such role")
+	} else {
+		err = run(os.Args[3:], os.Stdin, os.Stdout)
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%v: %v\n", os.Args[1:], err)
@@ -180,8 +183,8 @@ func (p *Process) call(request, value any) error {
 	return nil
 }
 
-// serve answers requests until there are no more.
-func serve[T any](in io.Reader, out io.Writer, answer func(request T) (any, error)) error {
+// Serve is the life of a role: it answers requests until there are no more. The first is null, and asks whether it is ready.
+func Serve[T any](in io.Reader, out io.Writer, answer func(request T) (any, error)) error {
 	lines := bufio.NewScanner(in)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {

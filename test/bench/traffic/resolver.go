@@ -43,7 +43,7 @@ func resolver(args []string, in io.Reader, out io.Writer) error {
 			}
 		}
 	}()
-	return serve(in, out, func(struct{}) (any, error) { return log.take(), nil })
+	return Serve(in, out, func(struct{}) (any, error) { return log.take(), nil })
 }
 
 const (

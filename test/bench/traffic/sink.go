@@ -72,7 +72,7 @@ func (s *tallies) answer(window []Flow) (any, error) {
 }
 
 // sink receives on [Port], both families.
-func sink(in io.Reader, out io.Writer) error {
+func sink(_ []string, in io.Reader, out io.Writer) error {
 	s := &tallies{flows: map[uint16]*tally{}}
 	udp, err := net.ListenUDP("udp", &net.UDPAddr{Port: Port})
 	if err != nil {
@@ -102,7 +102,7 @@ func sink(in io.Reader, out io.Writer) error {
 	defer tcp.Close()
 	go s.receive(udp)
 	go s.accept(tcp)
-	return serve(in, out, s.answer)
+	return Serve(in, out, s.answer)
 }
 
 const receiveBuffer = 32 << 20

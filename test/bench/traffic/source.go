@@ -16,11 +16,11 @@ import (
 )
 
 // source sends the flows it was last told of.
-func source(in io.Reader, out io.Writer) error {
+func source(_ []string, in io.Reader, out io.Writer) error {
 	s := &sender{}
 	defer s.replace(nil)
 	go s.pace()
-	return serve(in, out, func(flows []Flow) (any, error) { return nil, s.replace(flows) })
+	return Serve(in, out, func(flows []Flow) (any, error) { return nil, s.replace(flows) })
 }
 
 // sender holds the UDP flows, which one thread sends at the same beat, and the TCP flows, which have a goroutine each.
@@ -106,13 +106,7 @@ func (s *sender) pace() {
 func sendTCP(ctx context.Context, flow Flow) {
 	var sequence uint64
 	var stalled time.Duration
-	// A port that has just been used may be used again.
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(flow.Port)}, Control: func(_, _ string, conn syscall.RawConn) error {
-		var failed error
-		return errors.Join(conn.Control(func(fd uintptr) {
-			failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-		}), failed)
-	}}
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(flow.Port)}, Control: reuse}
 	ticker := time.NewTicker(TCPInterval)
 	defer ticker.Stop()
 	for ctx.Err() == nil {
@@ -157,4 +151,13 @@ func sendRecords(ctx context.Context, conn *net.TCPConn, ticker *time.Ticker, po
 			return err
 		}
 	}
+}
+
+// reuse lets a port that has just been used be used again.
+func reuse(_, _ string, conn syscall.RawConn) error {
+	var failed error
+	err := conn.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	})
+	return errors.Join(err, failed)
 }
