@@ -8,46 +8,41 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fastnet-io/fastnet/test/bench/clusters"
 	"github.com/fastnet-io/fastnet/test/bench/report"
 	"github.com/fastnet-io/fastnet/test/bench/traffic"
 	"github.com/fastnet-io/fastnet/test/lab"
 )
 
-// The name that both clusters export, headless: its answer is the pods of all clusters that can be reached.
-const name = service + ".bench.svc.clusterset.local"
-
-// resolvers ask each cluster's DNS for the name, from the pods.
-func (w *world) resolvers() (resolvers []*traffic.Process, stop func() error, err error) {
-	stop = func() error {
-		var errs []error
-		for _, r := range resolvers {
-			errs = append(errs, r.Stop())
-		}
-		return errors.Join(errs...)
+// resolve gives what asks each cluster's DNS for the name, from the pods.
+func (w *world) resolve() (resolvers []*traffic.Process, err error) {
+	if len(w.resolvers) > 0 {
+		return w.resolvers, nil
 	}
 	for _, s := range w.sides {
-		server, err := w.teller.Output(w.ctx, "kubectl --context "+s.cluster+" -n kube-system get service kube-dns -o jsonpath='{.spec.clusterIP}'")
+		server, err := w.Teller.Output(w.ctx, "kubectl --context "+s.Cluster+" -n kube-system get service kube-dns -o jsonpath='{.spec.ClusterIP}'")
 		if err != nil {
-			return nil, stop, err
+			return nil, err
 		}
 		addr, err := netip.ParseAddr(strings.TrimSpace(server))
 		if err != nil {
-			return nil, stop, err
+			return nil, err
 		}
-		r, err := w.inPod(s, "resolver", netip.AddrPortFrom(addr, 53).String(), name)
+		r, err := w.InPod(w.ctx, s.Side, first(), "resolver", netip.AddrPortFrom(addr, 53).String(), clusters.Name)
 		if err != nil {
-			return nil, stop, err
+			return nil, err
 		}
 		resolvers = append(resolvers, r)
 	}
-	return resolvers, stop, nil
+	w.resolvers = resolvers
+	return resolvers, nil
 }
 
 // answer is how a resolver tells the pods of these sides.
 func answer(sides ...*side) string {
 	var addrs []netip.Addr
 	for _, s := range sides {
-		addrs = append(addrs, s.pod...)
+		addrs = append(addrs, s.Pod...)
 	}
 	slices.SortFunc(addrs, netip.Addr.Compare) // all IPv4 first, as the resolver has A before AAAA
 	return strings.Join(strings.Fields(strings.Trim(fmt.Sprint(addrs), "[]")), ",")
@@ -55,23 +50,22 @@ func answer(sides ...*side) string {
 
 // partition cuts the two clusters off from each other, again and again, and notes when each cluster's DNS last gave an address
 // of the other.
-func (b *bench) partition() (err error) {
+func (b *bench) partition() error {
 	if err := b.silence(); err != nil {
 		return err
 	}
-	resolvers, stop, err := b.resolvers()
-	defer func() { err = errors.Join(err, stop()) }()
+	resolvers, err := b.resolve()
 	if err != nil {
 		return err
 	}
-	clusters := []string{b.sides[0].cluster, b.sides[1].cluster}
+	names := []string{b.sides[0].Cluster, b.sides[1].Cluster}
 	var last report.Sample
 	endless := 0
 	for range b.options.trials {
 		if err := b.awaitAnswers(resolvers); err != nil {
 			return err
 		}
-		took, err := b.cutClusters(resolvers, clusters)
+		took, err := b.cutClusters(resolvers, names)
 		if errors.Is(err, errStillWrong) {
 			endless++
 		} else if err != nil {
@@ -93,12 +87,12 @@ func (b *bench) partition() (err error) {
 // dozens of times.
 func (w *world) awaitAnswers(resolvers []*traffic.Process) error {
 	both := answer(w.sides...)
-	return traffic.Await(w.ctx, settle, "both clusters answer with both", func() error {
+	return traffic.Await(w.ctx, clusters.Settle, "both clusters answer with both", func() error {
 		var errs []error
 		for i, r := range resolvers {
 			answers, err := r.Answers()
 			if err == nil && (len(answers.Sets) != 1 || answers.Sets[both].Count == 0) {
-				err = fmt.Errorf("%s answers %+v, want %s", w.sides[i].cluster, answers, both)
+				err = fmt.Errorf("%s answers %+v, want %s", w.sides[i].Cluster, answers, both)
 			}
 			errs = append(errs, err)
 		}
@@ -112,10 +106,10 @@ var errStillWrong = errors.New("still wrong")
 const steady = 2 * time.Second
 
 // cutClusters gives the time from the cut to the last wrong answer.
-func (b *bench) cutClusters(resolvers []*traffic.Process, clusters []string) (took time.Duration, err error) {
-	defer func() { err = errors.Join(err, b.lab.Heal(b.ctx, clusters...)) }()
+func (b *bench) cutClusters(resolvers []*traffic.Process, names []string) (took time.Duration, err error) {
+	defer func() { err = errors.Join(err, b.Lab.Heal(b.ctx, names...)) }()
 	start := time.Now()
-	if err := b.lab.Cut(b.ctx, clusters...); err != nil {
+	if err := b.Lab.Cut(b.ctx, names...); err != nil {
 		return 0, err
 	}
 	latest := start // wrong answer
@@ -136,7 +130,7 @@ func (b *bench) cutClusters(resolvers []*traffic.Process, clusters []string) (to
 		}
 		for i := range right {
 			if right[i].Sub(latest) < steady {
-				return fmt.Errorf("%s: %w", b.sides[i].cluster, errStillWrong)
+				return fmt.Errorf("%s: %w", b.sides[i].Cluster, errStillWrong)
 			}
 		}
 		return nil
@@ -159,8 +153,7 @@ func (b *bench) marginal() (err error) {
 	if err := b.renew(b.flows); err != nil {
 		return err
 	}
-	resolvers, stop, err := b.resolvers()
-	defer func() { err = errors.Join(err, stop()) }()
+	resolvers, err := b.resolve()
 	if err != nil {
 		return err
 	}
@@ -181,7 +174,7 @@ func (b *bench) marginal() (err error) {
 		}
 	}
 	wan := func(rules string) error {
-		command := b.lab.WAN().Command(b.ctx, "nft", "-f", "-")
+		command := b.Lab.WAN().Command(b.ctx, "nft", "-f", "-")
 		command.Stdin = strings.NewReader(rules)
 		if out, err := command.CombinedOutput(); err != nil {
 			return fmt.Errorf("nft: %w: %s", err, out)
@@ -204,7 +197,7 @@ func (b *bench) marginal() (err error) {
 		if err != nil {
 			return err
 		}
-		fmt.Printf("  %s: %d route changes on its nodes, %d changes of answers\n", b.sides[i].cluster, changes[b.sides[i].cluster], answers.Changes)
+		fmt.Printf("  %s: %d route changes on its nodes, %d changes of answers\n", b.sides[i].Cluster, changes[b.sides[i].Cluster], answers.Changes)
 		changes["answers"] += answers.Changes
 	}
 	accounts, err := b.accounts()
@@ -219,7 +212,7 @@ func (b *bench) marginal() (err error) {
 	}
 	total := changes["answers"]
 	for _, s := range b.sides {
-		total += changes[s.cluster]
+		total += changes[s.Cluster]
 	}
 	b.report.Set("marginal-changes", float64(total), "%d of answers, %d of routes, in %s in which streams lost %.1f %%",
 		changes["answers"], total-changes["answers"], b.options.marginal, 100*float64(lost)/float64(max(1, sent)))
@@ -238,7 +231,7 @@ func (w *world) watchRoutes() (changes func() map[string]int, stop func(), err e
 		}
 	}
 	for _, s := range w.sides {
-		for _, n := range w.lab.Cluster(s.cluster).Nodes() {
+		for _, n := range w.Lab.Cluster(s.Cluster).Nodes() {
 			m, err := startMonitor(n.Command(w.ctx, "stdbuf", "-oL", "ip", "monitor", "route", "nexthop"), ours)
 			if err != nil {
 				return nil, stop, fmt.Errorf("%s: %w", n.Name(), err)
@@ -249,7 +242,7 @@ func (w *world) watchRoutes() (changes func() map[string]int, stop func(), err e
 	return func() map[string]int {
 		counts := map[string]int{}
 		for n, m := range watches {
-			counts[cluster(n)] += m.count()
+			counts[clusters.ClusterOf(n)] += m.count()
 		}
 		return counts
 	}, stop, nil

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/fastnet-io/fastnet/test/bench/clusters"
 	"github.com/fastnet-io/fastnet/test/bench/traffic"
 	"github.com/fastnet-io/fastnet/test/lab"
 )
@@ -32,7 +33,7 @@ var ways = []way{
 }
 
 func (b *bench) kubectl(n *lab.Node, line string) error {
-	_, err := b.teller.Output(b.ctx, "kubectl --context "+cluster(n)+" "+line)
+	_, err := b.Teller.Output(b.ctx, "kubectl --context "+clusters.ClusterOf(n)+" "+line)
 	return err
 }
 
@@ -40,7 +41,7 @@ func (b *bench) fastnet(n *lab.Node, line string) error { return b.kubectl(n, "f
 
 // drain takes gateways out of service in all ways, in turns, and counts what the streams lose from before until all is as it was.
 func (b *bench) drain() error {
-	if _, err := b.teller.Output(b.ctx, "kubectl fastnet drain-gateway --help"); err != nil {
+	if _, err := b.Teller.Output(b.ctx, "kubectl fastnet drain-gateway --help"); err != nil {
 		return errors.New("this kubectl-fastnet cannot drain a gateway")
 	}
 	var lost, sent uint64

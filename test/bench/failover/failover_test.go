@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/fastnet-io/fastnet/test/bench/clusters"
 	"github.com/fastnet-io/fastnet/test/bench/report"
 	"github.com/fastnet-io/fastnet/test/bench/traffic"
 	"github.com/fastnet-io/fastnet/test/lab"
@@ -25,81 +26,6 @@ func TestValidate(t *testing.T) {
 	if err := (options{only: []string{"hang"}, trials: 1, flows: 1}).validate(); err != nil {
 		t.Error(err)
 	}
-}
-
-// TestWatchRules: the kernel takes the rules that watch flows, and its account of them is read right.
-func TestWatchRules(t *testing.T) {
-	netns.RequireRoot(t)
-	a, gateway, b := netns.New(t, "a"), netns.New(t, "gw"), netns.New(t, "b")
-	netns.Join(t, a, "eth0", gateway, "to-a")
-	netns.Join(t, gateway, "to-b", b, "eth0")
-	a.Sh(t, "ip addr add 10.0.1.2/24 dev eth0; ip route add default via 10.0.1.1; ip addr add fd00:1::2/64 dev eth0 nodad; ip -6 route add default via fd00:1::1")
-	b.Sh(t, "ip addr add 10.0.2.2/24 dev eth0; ip route add default via 10.0.2.1; ip addr add fd00:2::2/64 dev eth0 nodad; ip -6 route add default via fd00:2::1")
-	gateway.Sh(t, `ip addr add 10.0.1.1/24 dev to-a; ip addr add 10.0.2.1/24 dev to-b
-		ip addr add fd00:1::1/64 dev to-a nodad; ip addr add fd00:2::1/64 dev to-b nodad`)
-	command := gateway.Command("nft", "-f", "-")
-	command.Stdin = strings.NewReader(watchRules)
-	if out, err := command.CombinedOutput(); err != nil {
-		t.Fatalf("nft: %v\n%s", err, out)
-	}
-	flows := []traffic.Flow{
-		{Port: 20001, To: netip.MustParseAddr("10.0.2.2")}, {Port: 20002, To: netip.MustParseAddr("fd00:2::2")},
-		{Port: 20003, TCP: true, To: netip.MustParseAddr("10.0.2.2")}, {Port: 20004, TCP: true, To: netip.MustParseAddr("fd00:2::2")},
-	}
-	sink, source := role(t, b, "sink"), role(t, a, "source")
-	if err := errors.Join(source.Send(flows), sink.Window(flows)); err != nil {
-		t.Fatal(err)
-	}
-	netns.Eventually(t, 30*time.Second, "every flow is seen", func() error {
-		out, err := gateway.Command("nft", "-j", "list", "set", "inet", watchTable, "seen").Output()
-		if err != nil {
-			return err
-		}
-		counts, err := parseSeen(out)
-		for _, flow := range flows {
-			if counts[flow.Port] < 10 {
-				err = errors.Join(err, errors.New("not seen"))
-			}
-		}
-		if len(counts) > len(flows) {
-			t.Fatalf("ports %v were seen", counts)
-		}
-		return err
-	})
-	// The rules that lose packets do.
-	command = gateway.Command("nft", "-f", "-")
-	command.Stdin = strings.NewReader(lossRules)
-	if out, err := command.CombinedOutput(); err != nil {
-		t.Fatalf("nft: %v\n%s", err, out)
-	}
-	netns.Eventually(t, 30*time.Second, "packets are lost", func() error {
-		accounts, err := sink.Accounts()
-		for _, flow := range flows[:2] {
-			if accounts[flow.Port].Lost < 50 {
-				err = errors.Join(err, errors.New("few are lost"))
-			}
-		}
-		return err
-	})
-}
-
-func TestMain(m *testing.M) {
-	traffic.Role(nil)
-	os.Exit(m.Run())
-}
-
-func role(t *testing.T, n *netns.Namespace, role string) *traffic.Process {
-	t.Helper()
-	line, err := traffic.Args(role)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := traffic.Start(n.Command(line...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.Stop() })
-	return p
 }
 
 func TestWhole(t *testing.T) {
@@ -124,8 +50,8 @@ func TestWhole(t *testing.T) {
 }
 
 func TestAnswer(t *testing.T) {
-	one := &side{pod: []netip.Addr{netip.MustParseAddr("10.9.3.5"), netip.MustParseAddr("fd00:9::5")}}
-	two := &side{pod: []netip.Addr{netip.MustParseAddr("10.8.3.5"), netip.MustParseAddr("fd00:8::5")}}
+	one := &side{Side: &clusters.Side{Pod: []netip.Addr{netip.MustParseAddr("10.9.3.5"), netip.MustParseAddr("fd00:9::5")}}}
+	two := &side{Side: &clusters.Side{Pod: []netip.Addr{netip.MustParseAddr("10.8.3.5"), netip.MustParseAddr("fd00:8::5")}}}
 	if got, want := answer(one, two), "10.8.3.5,10.9.3.5,fd00:8::5,fd00:9::5"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
@@ -149,6 +75,57 @@ func TestMonitor(t *testing.T) {
 		return nil
 	})
 	m.stop()
+}
+
+// TestLossRules: the kernel takes them, and every tenth packet that is forwarded is lost.
+func TestLossRules(t *testing.T) {
+	netns.RequireRoot(t)
+	a, router, b := netns.New(t, "a"), netns.New(t, "router"), netns.New(t, "b")
+	netns.Join(t, a, "eth0", router, "to-a")
+	netns.Join(t, router, "to-b", b, "eth0")
+	a.Sh(t, "ip addr add 10.0.1.2/24 dev eth0; ip route add default via 10.0.1.1")
+	b.Sh(t, "ip addr add 10.0.2.2/24 dev eth0; ip route add default via 10.0.2.1")
+	router.Sh(t, "ip addr add 10.0.1.1/24 dev to-a; ip addr add 10.0.2.1/24 dev to-b")
+	command := router.Command("nft", "-f", "-")
+	command.Stdin = strings.NewReader(lossRules)
+	if out, err := command.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v\n%s", err, out)
+	}
+	flows := []traffic.Flow{{Port: 20001, To: netip.MustParseAddr("10.0.2.2")}}
+	sink, source := start(t, b, "sink"), start(t, a, "source")
+	if err := source.Send(flows); err != nil {
+		t.Fatal(err)
+	}
+	var account traffic.Account
+	netns.Eventually(t, 30*time.Second, "2000 packets are sent", func() error {
+		accounts, err := sink.Accounts()
+		if account = accounts[20001]; err == nil && account.Received+account.Lost < 2000 {
+			err = errors.New("fewer are")
+		}
+		return err
+	})
+	if lost := float64(account.Lost) / float64(account.Received+account.Lost); lost < 0.07 || lost > 0.13 {
+		t.Errorf("%.3f of the packets are lost, want 0.1", lost) // 0.03 is more than four standard deviations
+	}
+}
+
+func TestMain(m *testing.M) {
+	traffic.Role(nil)
+	os.Exit(m.Run())
+}
+
+func start(t *testing.T, n *netns.Namespace, role string) *traffic.Process {
+	t.Helper()
+	line, err := traffic.Args(role)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := traffic.Start(n.Command(line...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Stop() })
+	return p
 }
 
 // TestRows: the figure of a trial is its longest gap, and the others' losses are summed up.
@@ -178,7 +155,7 @@ func TestTurns(t *testing.T) {
 	for i := range nodes {
 		nodes[i] = &lab.Node{}
 	}
-	w := &world{sides: []*side{{gateways: nodes[:2]}, {gateways: nodes[2:]}}}
+	w := &world{sides: []*side{{Side: &clusters.Side{Gateways: nodes[:2]}}, {Side: &clusters.Side{Gateways: nodes[2:]}}}}
 	for n, want := range []int{0, 2, 1, 3, 0} {
 		if w.turn(n) != nodes[want] {
 			t.Errorf("turn %d is not node %d's", n, want)

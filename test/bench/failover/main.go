@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/fastnet-io/fastnet/test/bench/clusters"
 	"github.com/fastnet-io/fastnet/test/bench/report"
 	"github.com/fastnet-io/fastnet/test/bench/traffic"
 )
@@ -122,12 +123,14 @@ func run(ctx context.Context, o options) (err error) {
 		rows = append(rows, report.Want(othersRow, "packets", report.Lower, 0, ""))
 	}
 	b := &bench{options: o, report: report.New("failover", rows...)}
-	w, tidy, err := newWorld(ctx, o.keep)
+	pair, tidy, err := clusters.Up(ctx, o.keep)
 	defer func() { err = errors.Join(err, tidy()) }()
 	if err != nil {
 		return err
 	}
-	b.world = w
+	if b.world, err = newWorld(ctx, pair); err != nil {
+		return err
+	}
 
 	var failures []error
 	for _, p := range parts {
@@ -148,7 +151,7 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	fmt.Println()
 	b.report.Print(os.Stdout)
-	path, err := b.report.Write(filepath.Join(b.dist, "bench"))
+	path, err := b.report.Write(filepath.Join(b.Dist, "bench"))
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fastnet-io/fastnet/test/bench/clusters"
 	"github.com/fastnet-io/fastnet/test/bench/report"
 	"github.com/fastnet-io/fastnet/test/bench/traffic"
 	"github.com/fastnet-io/fastnet/test/lab"
@@ -21,11 +22,13 @@ type fault struct {
 
 var (
 	powerOff = fault{"power-off",
-		func(w *world, n *lab.Node) error { return w.lab.Cut(w.ctx, target(n)) },
-		func(w *world, n *lab.Node) error { return w.lab.Heal(context.WithoutCancel(w.ctx), target(n)) }}
+		func(w *world, n *lab.Node) error { return w.Lab.Cut(w.ctx, clusters.Target(n)) },
+		func(w *world, n *lab.Node) error { return w.Lab.Heal(context.WithoutCancel(w.ctx), clusters.Target(n)) }}
 	hang = fault{"hang",
-		func(w *world, n *lab.Node) error { return w.lab.Pause(w.ctx, target(n)) },
-		func(w *world, n *lab.Node) error { return w.lab.Resume(context.WithoutCancel(w.ctx), target(n)) }}
+		func(w *world, n *lab.Node) error { return w.Lab.Pause(w.ctx, clusters.Target(n)) },
+		func(w *world, n *lab.Node) error {
+			return w.Lab.Resume(context.WithoutCancel(w.ctx), clusters.Target(n))
+		}}
 	kill = fault{"kill", (*world).killGateway, func(*world, *lab.Node) error { return nil }}
 )
 
@@ -43,13 +46,13 @@ func (w *world) killGateway(n *lab.Node) error {
 func (w *world) restartGateways() error {
 	var errs []error
 	for _, s := range w.sides {
-		kubectl := "kubectl --context " + s.cluster + " -n fastnet-system "
-		out, err := w.teller.Output(w.ctx, kubectl+`get pods -o jsonpath='{range .items[*]}{.metadata.name} {.status.containerStatuses[0].state.waiting.reason}{"\n"}{end}'`)
+		kubectl := "kubectl --context " + s.Cluster + " -n fastnet-system "
+		out, err := w.Teller.Output(w.ctx, kubectl+`get pods -o jsonpath='{range .items[*]}{.metadata.name} {.status.containerStatuses[0].state.waiting.reason}{"\n"}{end}'`)
 		errs = append(errs, err)
 		for line := range strings.Lines(out) {
 			name, reason, _ := strings.Cut(strings.TrimSpace(line), " ")
 			if reason == "CrashLoopBackOff" && strings.HasPrefix(name, "fastnet-gateway-") {
-				_, err := w.teller.Output(w.ctx, kubectl+"delete pod "+name+" --wait=false")
+				_, err := w.Teller.Output(w.ctx, kubectl+"delete pod "+name+" --wait=false")
 				errs = append(errs, err)
 			}
 		}
@@ -108,7 +111,7 @@ func (w *world) try(f fault, gateway *lab.Node, patience time.Duration, noAPI bo
 	if err != nil {
 		return t, err
 	}
-	t.hit, t.others = over(paths, gateway)
+	t.hit, t.others = clusters.Over(paths, gateway)
 
 	if err := w.window(); err != nil {
 		return t, err
@@ -181,8 +184,8 @@ func (w *world) recover(noAPI bool) error {
 			return err
 		}
 	}
-	return traffic.Await(w.ctx, settle, "all cables are up", func() error {
-		err := w.cablesUp()
+	return traffic.Await(w.ctx, clusters.Settle, "all cables are up", func() error {
+		err := w.CablesUp(w.ctx)
 		if err != nil {
 			err = errors.Join(err, w.restartGateways())
 		}
@@ -194,7 +197,7 @@ func (w *world) recover(noAPI bool) error {
 func (w *world) pauseAPI(pause func(*lab.Lab, context.Context, string) error) error {
 	var errs []error
 	for _, s := range w.sides {
-		errs = append(errs, pause(w.lab, context.WithoutCancel(w.ctx), s.cluster+"/control:kube-apiserver"))
+		errs = append(errs, pause(w.Lab, context.WithoutCancel(w.ctx), s.Cluster+"/control:kube-apiserver"))
 	}
 	return errors.Join(errs...)
 }
@@ -222,7 +225,7 @@ func (b *bench) spread(gateway *lab.Node) (hit int, err error) {
 			return 0, err
 		}
 		others := 0
-		if hit, others = over(paths, gateway); hit > 0 && others > 0 {
+		if hit, others = clusters.Over(paths, gateway); hit > 0 && others > 0 {
 			break
 		}
 	}
@@ -232,7 +235,7 @@ func (b *bench) spread(gateway *lab.Node) (hit int, err error) {
 // turn is the gateway whose turn it is: one cluster's first, the other's first, the one's second, and so on.
 func (w *world) turn(n int) *lab.Node {
 	s := w.sides[n%len(w.sides)]
-	return s.gateways[n/len(w.sides)%len(s.gateways)]
+	return s.Gateways[n/len(w.sides)%len(s.Gateways)]
 }
 
 func (b *bench) powerOff() error {
@@ -283,7 +286,7 @@ func (b *bench) alternate() error {
 			return err
 		}
 		for n := i; n < b.options.trials; n += len(b.sides) {
-			gateway := s.gateways[n/len(b.sides)%len(s.gateways)]
+			gateway := s.Gateways[n/len(b.sides)%len(s.Gateways)]
 			t, err := b.try(powerOff, gateway, b.patience, false)
 			if err != nil {
 				return fmt.Errorf("%s: %w", gateway.Name(), err)

@@ -1,4 +1,4 @@
-package main
+package clusters
 
 import (
 	"context"
@@ -13,13 +13,13 @@ import (
 // Which gateways a flow goes over is what the gateways' kernels saw: a table of the benchmark's own counts what is forwarded
 // there, by the flow's port; for TCP both ways, which need not be the same.
 const (
-	watchTable = "bench_failover"
+	watchTable = "bench_flows"
 	watchRules = `table inet ` + watchTable + ` {
 	set seen { type inet_service; size 4096; flags dynamic; counter; }
 	chain forward {
 		type filter hook forward priority 0; policy accept;
-		meta l4proto { tcp, udp } th dport 5300 update @seen { th sport }
-		meta l4proto tcp th sport 5300 update @seen { th dport }
+		meta l4proto { tcp, udp } th dport 5300-5301 update @seen { th sport }
+		meta l4proto tcp th sport 5300-5301 update @seen { th dport }
 	}
 }
 `
@@ -69,44 +69,34 @@ func parseSeen(text []byte) (map[uint16]uint64, error) {
 	return counts, nil
 }
 
-// paths gives the gateways that carry each flow now.
-func (w *world) paths() (map[uint16][]*lab.Node, error) {
-	var all []*lab.Node
-	for _, s := range w.sides {
-		all = append(all, s.gateways...)
-	}
-	for _, gateway := range all {
-		if out, err := gateway.Command(w.ctx, "nft", "flush", "set", "inet", watchTable, "seen").CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("%s: nft: %w: %s", gateway.Name(), err, out)
+// Paths gives the gateways that carry each of these flows now, by port; all of them have to send.
+func (p *Pair) Paths(ctx context.Context, ports []uint16) (map[uint16][]*lab.Node, error) {
+	for _, s := range p.Sides {
+		for _, gateway := range s.Gateways {
+			if out, err := gateway.Command(ctx, "nft", "flush", "set", "inet", watchTable, "seen").CombinedOutput(); err != nil {
+				return nil, fmt.Errorf("%s: nft: %w: %s", gateway.Name(), err, out)
+			}
 		}
 	}
 	var paths map[uint16][]*lab.Node
-	err := traffic.Await(w.ctx, settle, "every flow was seen in both clusters", func() error {
+	err := traffic.Await(ctx, Settle, "every flow was seen in both clusters", func() error {
 		paths = map[uint16][]*lab.Node{}
-		clusters := map[uint16]map[*side]bool{}
-		for _, s := range w.sides {
-			for _, gateway := range s.gateways {
-				counts, err := seen(w.ctx, gateway)
+		for _, s := range p.Sides {
+			here := map[uint16]bool{}
+			for _, gateway := range s.Gateways {
+				counts, err := seen(ctx, gateway)
 				if err != nil {
 					return err
 				}
 				for port, packets := range counts {
-					if packets < 5 {
-						continue // it has just begun, or ended
+					if packets >= 5 && slices.Contains(ports, port) { // less is a flow that has just moved
+						paths[port] = append(paths[port], gateway)
+						here[port] = true
 					}
-					paths[port] = append(paths[port], gateway)
-					if clusters[port] == nil {
-						clusters[port] = map[*side]bool{}
-					}
-					clusters[port][s] = true
 				}
 			}
-		}
-		for _, s := range w.sides {
-			for _, flow := range s.flows {
-				if len(clusters[flow.Port]) != len(w.sides) {
-					return fmt.Errorf("flow %d was seen in %d clusters", flow.Port, len(clusters[flow.Port]))
-				}
+			if len(here) < len(ports) {
+				return fmt.Errorf("%d of %d flows were seen in %s", len(here), len(ports), s.Cluster)
 			}
 		}
 		return nil
@@ -114,8 +104,8 @@ func (w *world) paths() (map[uint16][]*lab.Node, error) {
 	return paths, err
 }
 
-// over counts the flows that go over a gateway, and the others.
-func over(paths map[uint16][]*lab.Node, gateway *lab.Node) (over, others int) {
+// Over counts the flows that go over a gateway, and the others.
+func Over(paths map[uint16][]*lab.Node, gateway *lab.Node) (over, others int) {
 	for _, gateways := range paths {
 		if slices.Contains(gateways, gateway) {
 			over++

@@ -1,0 +1,250 @@
+// Package clusters is the lab of the network benchmarks: two clusters, each with a control node, two gateways, and a plain
+// node with a pod. A pod on a plain node reaches the other cluster by a gateway of its own and one of the other cluster.
+//
+//	pod - c1/worker3 -+- c1/worker1 -+- WAN -+- c2/worker1 -+- c2/worker3 - pod
+//	                  +- c1/worker2 -+       +- c2/worker2 -+
+package clusters
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/fastnet-io/fastnet/test/bench/traffic"
+	"github.com/fastnet-io/fastnet/test/lab"
+	"github.com/fastnet-io/fastnet/test/story"
+)
+
+// Gateways of each cluster: worker1 and so on. The worker after them is the plain node.
+const Gateways = 2
+
+// Pair is the two clusters.
+type Pair struct {
+	Lab    *lab.Lab
+	Teller *story.Teller
+	Dist   string // the folder of what is built
+	Sides  []*Side
+
+	dir       string // for files
+	processes []*traffic.Process
+}
+
+// Side is one of the two clusters.
+type Side struct {
+	Cluster  string
+	Gateways []*lab.Node
+	Plain    *lab.Node
+	// Pod on the plain node: its addresses, IPv4 first.
+	Pod []netip.Addr
+
+	space string // the pod's network namespace, on its node
+}
+
+// Name by which both clusters find the pods of both: a headless service that both export.
+const Name = "traffic.bench.svc.clusterset.local"
+
+// manifest of the pods, one on the plain node and one on each gateway, whose service is the first one's.
+func manifest(s *Side) string {
+	text := `
+apiVersion: v1
+kind: Namespace
+metadata: {name: bench}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: traffic, namespace: bench}
+spec:
+  clusterIP: None
+  ipFamilyPolicy: PreferDualStack
+  selector: {app: traffic}
+  ports: [{name: traffic, port: 5300, protocol: UDP}]
+`
+	pod := func(name string, node *lab.Node) {
+		text += fmt.Sprintf(`---
+apiVersion: v1
+kind: Pod
+metadata: {name: %[1]s, namespace: bench, labels: {app: %[1]s}}
+spec:
+  nodeName: %[2]s
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: sleep, image: "fastnet.dev/toolbox:dev", command: [sleep, infinity]}
+`, name, node.Name())
+	}
+	pod("traffic", s.Plain)
+	for _, gateway := range s.Gateways {
+		// With it the gateway has an address among the pods, which the other cluster reaches through the tunnel.
+		pod("gateway-"+gateway.Role(), gateway)
+	}
+	return text
+}
+
+// Up starts the lab with Fastnet and the pods, and returns when every cable is up. tidy takes all away again, also after an
+// error. With keep it uses a lab that runs, and leaves it running.
+func Up(ctx context.Context, keep bool) (pair *Pair, tidy func() error, err error) {
+	tidy = func() error { return nil }
+	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return nil, tidy, fmt.Errorf("find the module: %w", err)
+	}
+	p := &Pair{Dist: filepath.Join(strings.TrimSpace(string(root)), "dist")}
+	config := lab.DefaultConfig(p.Dist)
+	config.Workers, config.Install, config.Gateways = Gateways+1, true, Gateways
+	config.Progress = lab.ProgressLines(func(line string) { fmt.Println("  " + line) })
+	if _, err := lab.Open(); err == nil && !keep {
+		return nil, tidy, errors.New("a lab is running on this machine, and the benchmark needs one of its own: run `make demo-down` first")
+	}
+	if p.dir, err = os.MkdirTemp("", "bench-"); err != nil {
+		return nil, tidy, err
+	}
+	tidy = func() error {
+		errs := []error{os.RemoveAll(p.dir)}
+		for _, process := range p.processes {
+			errs = append(errs, process.Stop())
+		}
+		if !keep {
+			errs = append(errs, lab.Down(context.Background(), func(string) {}))
+		}
+		return errors.Join(errs...)
+	}
+	if p.Lab, err = lab.Up(ctx, config); err != nil {
+		return nil, tidy, err
+	}
+	if p.Teller, err = story.New(p.Lab, p.Dist, filepath.Join(p.dir, "story"), os.Stdout); err != nil {
+		return nil, tidy, err
+	}
+	for _, c := range p.Lab.Clusters() {
+		s := &Side{Cluster: c.Name(), Plain: p.Lab.Node(c.Name(), fmt.Sprintf("worker%d", Gateways+1))}
+		for n := range Gateways {
+			s.Gateways = append(s.Gateways, p.Lab.Node(c.Name(), fmt.Sprintf("worker%d", n+1)))
+		}
+		p.Sides = append(p.Sides, s)
+		if err := p.populate(ctx, s); err != nil {
+			return nil, tidy, fmt.Errorf("%s: %w", c.Name(), err)
+		}
+		for _, gateway := range s.Gateways {
+			if err := watchFlows(ctx, gateway); err != nil {
+				return nil, tidy, fmt.Errorf("%s: %w", gateway.Name(), err)
+			}
+		}
+	}
+	return p, tidy, p.AwaitCables(ctx)
+}
+
+// populate makes the pods of a side.
+func (p *Pair) populate(ctx context.Context, s *Side) error {
+	file := filepath.Join(p.dir, s.Cluster+".yaml")
+	if err := os.WriteFile(file, []byte(manifest(s)), 0o600); err != nil {
+		return err
+	}
+	kubectl := "kubectl --context " + s.Cluster + " "
+	for _, line := range []string{
+		kubectl + "apply -f " + file,
+		kubectl + "-n bench wait --for=condition=Ready --timeout=120s pods --all",
+		"kubectl service export traffic -n bench --context " + s.Cluster,
+	} {
+		if _, err := p.Teller.Output(ctx, line); err != nil {
+			return err
+		}
+	}
+	out, err := p.Teller.Output(ctx, kubectl+"-n bench get pod traffic -o jsonpath='{.status.podIPs[*].ip}'")
+	if err != nil {
+		return err
+	}
+	for _, text := range strings.Fields(out) {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return err
+		}
+		s.Pod = append(s.Pod, addr)
+	}
+	if len(s.Pod) != 2 {
+		return fmt.Errorf("the pod has the addresses %v, want one of each family", s.Pod)
+	}
+	find := fmt.Sprintf(`for f in /run/netns/*; do nsenter --net=$f ip -o addr | grep -qF ' %s/' && echo $f; done; true`, s.Pod[0])
+	space, err := s.Plain.Command(ctx, "sh", "-c", find).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("find the pod's network namespace: %w: %s", err, space)
+	}
+	if s.space = strings.TrimSpace(string(space)); len(strings.Fields(s.space)) != 1 {
+		return fmt.Errorf("the pod's network namespace is %q, want one", s.space)
+	}
+	return nil
+}
+
+// InPod starts a role in the network of a side's pod. It is no process of the pod, so that it can be asked while the API server
+// is stopped. It is stopped by tidy.
+func (p *Pair) InPod(ctx context.Context, s *Side, before []string, role string, args ...string) (*traffic.Process, error) {
+	return p.OnNode(ctx, s.Plain, append([]string{"nsenter", "--net=" + s.space, "--"}, before...), role, args...)
+}
+
+// OnNode starts a role in a node's own network, after a command line that goes before it, such as that of nice.
+func (p *Pair) OnNode(ctx context.Context, n *lab.Node, before []string, role string, args ...string) (*traffic.Process, error) {
+	line, err := traffic.Args(role, args...)
+	if err != nil {
+		return nil, err
+	}
+	process, err := traffic.Start(n.Command(ctx, append(before, line...)...))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", n.Name(), err)
+	}
+	p.processes = append(p.processes, process)
+	return process, nil
+}
+
+// Settle is how long the clusters may take to be as they were, once nothing is broken any more.
+const Settle = 2 * time.Minute
+
+// AwaitCables waits until every gateway says that every cable is up. It asks the gateways themselves: an API server may be
+// stopped, and what is in it is older.
+func (p *Pair) AwaitCables(ctx context.Context) error {
+	return traffic.Await(ctx, Settle, "all cables are up", func() error { return p.CablesUp(ctx) })
+}
+
+// CablesUp names the gateways that have a cable that is not up.
+func (p *Pair) CablesUp(ctx context.Context) error {
+	var errs []error
+	for _, s := range p.Sides {
+		for _, gateway := range s.Gateways {
+			errs = append(errs, cablesUp(ctx, gateway))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func cablesUp(ctx context.Context, gateway *lab.Node) error {
+	out, err := gateway.Command(ctx, "curl", "-sS", "--max-time", "2", "http://localhost:9471/metrics").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", gateway.Name(), err, strings.TrimSpace(string(out)))
+	}
+	if up := countUp(string(out)); up != Gateways {
+		return fmt.Errorf("%s: %d of %d cables are up", gateway.Name(), up, Gateways)
+	}
+	return nil
+}
+
+// countUp counts the cables that the gateway's metrics call up.
+func countUp(metrics string) int {
+	up := 0
+	for line := range strings.Lines(metrics) {
+		if strings.HasPrefix(line, "fastnet_gateway_cable_up{") && strings.HasSuffix(strings.TrimSpace(line), " 1") {
+			up++
+		}
+	}
+	return up
+}
+
+// Target is how the lab names a node.
+func Target(n *lab.Node) string { return ClusterOf(n) + "/" + n.Role() }
+
+// ClusterOf is the name of a node's cluster.
+func ClusterOf(n *lab.Node) string {
+	name, _, _ := strings.Cut(n.Name(), "-") // the lab's nodes bear the cluster's name
+	return name
+}
