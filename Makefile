@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 # go build decides what is stale, make only what to ask for.
 .NOTPARALLEL:
-.PHONY: help build test lint gen images lab demo demo-down e2e soak-dns bench bench-dns bench-failover prepare kubernetes
+.PHONY: help build test lint gen images lab demo demo-down e2e soak-dns bench bench-dns bench-failover bench-tunnel prepare kubernetes
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,7 +62,7 @@ e2e: prepare kubernetes images ## Run the end-to-end tests in the lab
 soak-dns: kubernetes build ## Overload CoreDNS, stop its API server, reload it, for 15 minutes in all
 	go test -tags e2e -count 1 -timeout 40m ./test/soak -v -overload 60s -outage 10m -reloads 100 -rows $(abspath $(DIST))/bench/soak-dns.json
 
-bench: bench-dns bench-failover ## Run all benchmarks; the figures are in dist/bench
+bench: bench-dns bench-tunnel bench-failover ## Run all benchmarks; the figures are in dist/bench
 	go test -run '^$$' -bench . -benchmem ./plugin/... ./internal/...
 
 # BENCH_DNS passes flags on, such as '-only inprocess,wire -rounds 3'.
@@ -74,6 +74,10 @@ bench-dns: kubernetes ## Measure the DNS plugin against its peers
 # BENCH_FAILOVER passes flags on, such as '-only power-off,hang -trials 10'.
 bench-failover: prepare kubernetes images ## Measure for how long traffic stops when a gateway fails
 	go run ./test/bench/failover $(BENCH_FAILOVER)
+
+# BENCH_TUNNEL passes flags on, such as '-only throughput -rounds 4'.
+bench-tunnel: prepare kubernetes images ## Measure throughput and delay between clusters against bare links and tunnels
+	go run ./test/bench/tunnel $(BENCH_TUNNEL)
 
 lint: ## Check formatting, go vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt these: $$unformatted"; exit 1; }

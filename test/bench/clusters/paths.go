@@ -11,15 +11,15 @@ import (
 )
 
 // Which gateways a flow goes over is what the gateways' kernels saw: a table of the benchmark's own counts what is forwarded
-// there, by the flow's port; for TCP both ways, which need not be the same.
+// there, by the flow's port; both ways, which need not be the same, where something comes back.
 const (
 	watchTable = "bench_flows"
 	watchRules = `table inet ` + watchTable + ` {
-	set seen { type inet_service; size 4096; flags dynamic; counter; }
+	set seen { type inet_service; size 65535; flags dynamic; counter; }
 	chain forward {
 		type filter hook forward priority 0; policy accept;
-		meta l4proto { tcp, udp } th dport 5300-5301 update @seen { th sport }
-		meta l4proto tcp th sport 5300-5301 update @seen { th dport }
+		meta l4proto { tcp, udp } th dport 5300-5302 update @seen { th sport }
+		meta l4proto { tcp, udp } th sport 5300-5302 update @seen { th dport }
 	}
 }
 `
@@ -114,4 +114,10 @@ func Over(paths map[uint16][]*lab.Node, gateway *lab.Node) (over, others int) {
 		}
 	}
 	return over, others
+}
+
+// Forwarded is the number of packets of a flow that a gateway has forwarded so far.
+func Forwarded(ctx context.Context, gateway *lab.Node, port uint16) (uint64, error) {
+	counts, err := seen(ctx, gateway)
+	return counts[port], err
 }
