@@ -20,10 +20,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 # go build decides what is stale, make only what to ask for.
 .NOTPARALLEL:
-.PHONY: help build test lint gen images lab demo demo-down e2e soak-dns bench bench-dns bench-failover bench-tunnel prepare kubernetes
+.PHONY: help build test lint gen images lab demo demo-down e2e soak-dns bench bench-dns bench-propagation bench-tunnel bench-failover prepare kubernetes
 
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## Build all binaries into dist/bin
 	@mkdir -p $(DIST)/bin
@@ -62,7 +62,7 @@ e2e: prepare kubernetes images ## Run the end-to-end tests in the lab
 soak-dns: kubernetes build ## Overload CoreDNS, stop its API server, reload it, for 15 minutes in all
 	go test -tags e2e -count 1 -timeout 40m ./test/soak -v -overload 60s -outage 10m -reloads 100 -rows $(abspath $(DIST))/bench/soak-dns.json
 
-bench: bench-dns bench-tunnel bench-failover ## Run all benchmarks; the figures are in dist/bench
+bench: bench-dns bench-propagation bench-tunnel bench-failover ## Run all benchmarks; the figures are in dist/bench
 	go test -run '^$$' -bench . -benchmem ./plugin/... ./internal/...
 
 # BENCH_DNS passes flags on, such as '-only inprocess,wire -rounds 3'.
@@ -70,6 +70,10 @@ bench-dns: kubernetes ## Measure the DNS plugin against its peers
 	@test/prepare bench
 	@test/prepare peers || echo "going on without these peers"
 	go run ./test/bench/dns $(BENCH_DNS)
+
+# BENCH_PROPAGATION passes flags on, such as '-rates 100 -rounds 1'.
+bench-propagation: kubernetes ## Measure how long changes take from one cluster to the DNS of another
+	go run ./test/bench/propagation $(BENCH_PROPAGATION)
 
 # BENCH_FAILOVER passes flags on, such as '-only power-off,hang -trials 10'.
 bench-failover: prepare kubernetes images ## Measure for how long traffic stops when a gateway fails

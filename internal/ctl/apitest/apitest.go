@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,6 +48,32 @@ func Binary(t testing.TB) string {
 // Start starts a cluster without nodes and gives the path of an administrator's kubeconfig. It ends with the test.
 func Start(t testing.TB, name, serviceCIDR string) (kubeconfig string) {
 	t.Helper()
+	return New(t, name, serviceCIDR).Kubeconfig
+}
+
+// Cluster is a cluster without nodes.
+type Cluster struct {
+	// Kubeconfig is the path of an administrator's.
+	Kubeconfig string
+
+	dir, server, cert string
+	command           []string // of the API server
+	stop              func()
+}
+
+// StopAPI kills the API server. Its data stay, and so does its address.
+func (c *Cluster) StopAPI() { c.stop() }
+
+// StartAPI starts the API server again, and waits until it is ready.
+func (c *Cluster) StartAPI(t testing.TB) {
+	t.Helper()
+	c.stop = run(t, c.dir, c.command[0], c.command[1], c.command[2:]...)
+	await(t, c.dir, c.server, c.cert)
+}
+
+// New starts a cluster without nodes. It ends with the test.
+func New(t testing.TB, name, serviceCIDR string) *Cluster {
+	t.Helper()
 	kube := Binary(t)
 	dir := filepath.Join(t.TempDir(), name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -60,25 +87,25 @@ func Start(t testing.TB, name, serviceCIDR string) (kubeconfig string) {
 	run(t, dir, kube, "etcd", "--data-dir="+dir+"/etcd", "--unsafe-no-fsync", "--log-level=error",
 		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
 		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL, "--initial-cluster=default="+peerURL)
-	run(t, dir, kube, "kube-apiserver", "--etcd-servers="+etcdURL, fmt.Sprintf("--secure-port=%d", api),
-		"--bind-address="+loopback().String(), "--advertise-address=192.0.2.1", "--tls-cert-file="+files.cert, "--tls-private-key-file="+files.key,
-		"--service-cluster-ip-range="+serviceCIDR, "--service-account-issuer=https://kubernetes.default.svc",
-		"--service-account-key-file="+files.key, "--service-account-signing-key-file="+files.key,
-		"--token-auth-file="+files.tokens, "--authorization-mode=RBAC", "--allow-privileged=true")
+	c := &Cluster{Kubeconfig: filepath.Join(dir, "kubeconfig"), dir: dir, server: server, cert: files.cert}
+	c.command = []string{kube, "kube-apiserver", "--etcd-servers=" + etcdURL, fmt.Sprintf("--secure-port=%d", api),
+		"--bind-address=" + loopback().String(), "--advertise-address=192.0.2.1", "--tls-cert-file=" + files.cert, "--tls-private-key-file=" + files.key,
+		"--service-cluster-ip-range=" + serviceCIDR, "--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file=" + files.key, "--service-account-signing-key-file=" + files.key,
+		"--token-auth-file=" + files.tokens, "--authorization-mode=RBAC", "--allow-privileged=true"}
 
-	kubeconfig = filepath.Join(dir, "kubeconfig")
-	write(t, kubeconfig, fmt.Sprintf(`apiVersion: v1
+	write(t, c.Kubeconfig, fmt.Sprintf(`apiVersion: v1
 kind: Config
 clusters: [{name: %[1]s, cluster: {server: %[2]q, certificate-authority: %[3]q}}]
 users: [{name: admin, user: {token: %[4]s}}]
 contexts: [{name: %[1]s, context: {cluster: %[1]s, user: admin}}]
 current-context: %[1]s
 `, name, server, files.cert, token))
-	await(t, dir, server, files.cert)
-	run(t, dir, kube, "kube-controller-manager", "--kubeconfig="+kubeconfig, "--leader-elect=false",
+	c.StartAPI(t)
+	run(t, dir, kube, "kube-controller-manager", "--kubeconfig="+c.Kubeconfig, "--leader-elect=false",
 		fmt.Sprintf("--secure-port=%d", controllers), "--bind-address="+loopback().String(),
 		"--controllers=namespace-controller,garbage-collector-controller")
-	return kubeconfig
+	return c
 }
 
 type files struct{ cert, key, tokens string }
@@ -126,10 +153,10 @@ func freePort(t testing.TB) int {
 // guarded ends the program when its own standard input ends, and so also when the test is killed.
 const guarded = `"$@" </dev/null & read -r _; kill -9 $!`
 
-// run starts a program that ends with the test, with its log beside its data.
-func run(t testing.TB, dir, kube, name string, args ...string) {
+// run starts a program that ends by stop, or with the test, with its log beside its data.
+func run(t testing.TB, dir, kube, name string, args ...string) (stop func()) {
 	t.Helper()
-	log, err := os.Create(filepath.Join(dir, name+".log"))
+	log, err := os.OpenFile(filepath.Join(dir, name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +170,7 @@ func run(t testing.TB, dir, kube, name string, args ...string) {
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		stdin.Close()
 		if err := command.Wait(); err != nil {
 			if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) {
@@ -151,6 +178,8 @@ func run(t testing.TB, dir, kube, name string, args ...string) {
 			}
 		}
 	})
+	t.Cleanup(stop)
+	return stop
 }
 
 // await waits until the API server is ready, and shows the end of its log if it does not become so.

@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
+	"github.com/fastnet-io/fastnet/test/bench/ground"
 	"github.com/fastnet-io/fastnet/test/bench/report"
 )
 
@@ -138,7 +139,7 @@ func pause(d time.Duration) {
 // startup measures from the start of a process to its first right answer, with everything that it reads in the caches of
 // the machine. It asks for the services one after the other, and is over when each was answered.
 func (b *bench) startup(name string, times int, services ...*service) (report.Sample, error) {
-	done := progress("starting %s %d times", name, times)
+	done := ground.Progress("starting %s %d times", name, times)
 	defer done()
 	var seconds report.Sample
 	for n := range times + 1 { // the first is for the caches
@@ -159,7 +160,7 @@ func (b *bench) startup(name string, times int, services ...*service) (report.Sa
 					return err
 				}
 				if err := pollFor(b.ctx, socket, query, svc.addresses()[0], s.started.Add(2*time.Minute)); err != nil {
-					return fmt.Errorf("%s: %w%s", name, err, tail(filepath.Join(s.dir, "log")))
+					return fmt.Errorf("%s: %w%s", name, err, ground.Tail(filepath.Join(s.dir, "log")))
 				}
 			}
 			if n > 0 {
@@ -216,7 +217,7 @@ func (b *bench) propagation() error {
 			return s, address, err
 		},
 	}
-	done := progress("%d changes for each of %s", total, strings.Join(able, ", "))
+	done := ground.Progress("%d changes for each of %s", total, strings.Join(able, ", "))
 	defer done()
 	const turns = 10 // of each peer, so that both see the same machine
 	samples, all := map[string]report.Sample{}, map[string]report.Sample{}
@@ -321,7 +322,7 @@ func (b *bench) sliceUpdates() error {
 		return s, address, err
 	}
 	const total, turns = 200, 10
-	done := progress("%d updates of one slice each, for each of %s", 2*total, strings.Join(able, ", "))
+	done := ground.Progress("%d updates of one slice each, for each of %s", 2*total, strings.Join(able, ", "))
 	defer done()
 	served, cpu := map[string]report.Sample{}, map[string]report.Sample{}
 	for range turns {

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	_ "github.com/fastnet-io/fastnet/plugin/lighthouse"
+	"github.com/fastnet-io/fastnet/test/bench/ground"
 	"github.com/fastnet-io/fastnet/test/bench/report"
 )
 
@@ -58,7 +59,7 @@ func (b *bench) inProcess() error {
 	handlers := map[string]plugin.Handler{}
 	inProcessPeers := []string{ours, multicluster, static, hosts}
 	for _, name := range inProcessPeers {
-		done := progress("starting %s in process", name)
+		done := ground.Progress("starting %s in process", name)
 		p, site, err := b.place(name)
 		if err != nil {
 			return err
@@ -96,7 +97,7 @@ func (b *bench) inProcess() error {
 				return fmt.Errorf("%s answers wrongly, so there is nothing to compare: %w", name, err)
 			}
 		}
-		done := progress("ServeDNS, %s: %s", c.name, strings.Join(able, ", "))
+		done := ground.Progress("ServeDNS, %s: %s", c.name, strings.Join(able, ", "))
 		for _, fresh := range []bool{false, true} {
 			// Many short rounds rather than few long ones: what disturbs the machine for a second then spoils few of them.
 			results, err := report.Rounds(3*b.rounds, able, func(name string) (perOp, error) {

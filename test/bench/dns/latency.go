@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fastnet-io/fastnet/test/bench/ground"
 	"github.com/fastnet-io/fastnet/test/bench/report"
 )
 
@@ -61,7 +62,7 @@ func (b *bench) tails() error {
 	// Many short rounds: the scheduler's other customers cost some of them milliseconds, and the median does not see those.
 	const short = time.Second / 2
 	rounds := max(b.rounds, int(time.Duration(b.rounds)*b.slice/short))
-	done := progress("latencies at %.0f queries a second, %d rounds of %s", half, rounds, short)
+	done := ground.Progress("latencies at %.0f queries a second, %d rounds of %s", half, rounds, short)
 	defer done()
 	results, err := report.Rounds(rounds, able, func(name string) (l latency, err error) {
 		err = b.undisturbed(servers[name], func() error {

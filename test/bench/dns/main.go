@@ -15,7 +15,6 @@ import (
 	"log"
 	"maps"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -23,11 +22,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/go-logr/logr"
-	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
+	"github.com/fastnet-io/fastnet/test/bench/ground"
 	"github.com/fastnet-io/fastnet/test/bench/report"
 )
 
@@ -102,9 +99,6 @@ func main() {
 	rounds := flags.Int("rounds", 5, "how often the peers take turns; figures are medians over the rounds")
 	slice := flags.Duration("slice", 3*time.Second, "how long one peer is measured in one round over the wire; a tenth of it in process")
 	flags.Parse(os.Args[1:])
-	// Libraries that run in this process have nothing to say that an error does not.
-	ctrllog.SetLogger(logr.Discard())
-	klog.SetLogger(logr.Discard())
 	log.SetOutput(io.Discard)
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -172,11 +166,9 @@ func run(ctx context.Context, only []string, rounds int, slice time.Duration) er
 // prepare builds the servers and starts an API server with the small world. tidy takes all away again, also after an error.
 func (b *bench) prepare() (tidy func(), err error) {
 	tidy = func() {}
-	root, err := exec.CommandContext(b.ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
-	if err != nil {
-		return tidy, fmt.Errorf("find the module: %w", err)
+	if b.root, err = ground.Root(b.ctx); err != nil {
+		return tidy, err
 	}
-	b.root = strings.TrimSpace(string(root))
 	b.dist = filepath.Join(b.root, "dist")
 	if b.processors, err = allowed(); err != nil {
 		return tidy, err
@@ -187,22 +179,17 @@ func (b *bench) prepare() (tidy func(), err error) {
 	if err := b.build(); err != nil {
 		return tidy, err
 	}
-	if b.tmp, err = os.MkdirTemp("", "bench-dns-"); err != nil {
-		return tidy, err
-	}
-	tidy = func() { os.RemoveAll(b.tmp) }
-	done := progress("starting an API server")
-	kubeconfig, stopAPI, err := startAPI(b.ctx, b.tmp)
+	g, err := ground.Open(b.ctx, "bench-dns")
 	if err != nil {
 		return tidy, err
 	}
-	done()
-	tidy = func() {
-		stopAPI()
-		os.RemoveAll(b.tmp)
+	tidy, b.tmp = g.Close, g.Dir()
+	clusters, err := g.Clusters(map[string]string{"bench": "10.96.0.0/16"})
+	if err != nil {
+		return tidy, err
 	}
-	b.kubeconfig = kubeconfig
-	if b.api, err = connect(kubeconfig); err != nil {
+	b.kubeconfig = clusters["bench"].Kubeconfig
+	if b.api, err = connect(b.kubeconfig); err != nil {
 		return tidy, err
 	}
 	if err := prepare(b.ctx, b.api); err != nil {
@@ -214,38 +201,4 @@ func (b *bench) prepare() (tidy func(), err error) {
 	return tidy, createPlain(b.ctx, b.api, b.world.plain)
 }
 
-// progress says what is being done now. done says how long it took, where that was more than a moment.
-func progress(format string, args ...any) (done func()) {
-	what := fmt.Sprintf(format, args...)
-	start := time.Now()
-	fmt.Printf("  %s\n", what)
-	return func() {
-		if took := time.Since(start); took > 2*time.Second {
-			fmt.Printf("  ... done in %.1f s\n", took.Seconds())
-		}
-	}
-}
-
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
-
-// await tries until it works.
-func await(ctx context.Context, timeout time.Duration, what string, try func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	ticker := time.NewTicker(20 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		err := try()
-		if err == nil {
-			return nil
-		}
-		if errors.Is(err, errGone) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waited %s until %s: %w", timeout, what, err)
-		case <-ticker.C:
-		}
-	}
-}

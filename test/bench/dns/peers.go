@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/fastnet-io/fastnet/test/bench/ground"
 )
 
 // Names of those who are measured.
@@ -172,7 +174,7 @@ func (b *bench) fill(text string, s site) (string, error) {
 	metrics := ""
 	if strings.Contains(text, "METRICS") {
 		var err error
-		if metrics, err = freePort(s.ip); err != nil {
+		if metrics, err = ground.FreePort(s.ip); err != nil {
 			return "", err
 		}
 		// Whoever wants to ask there finds the address in this file.
@@ -186,7 +188,7 @@ func (b *bench) fill(text string, s site) (string, error) {
 // writeZone writes the world as a hosts file and as a zone file.
 func writeZone(w *world, dir string) error {
 	var hostsFile, zoneFile strings.Builder
-	fmt.Fprintf(&zoneFile, "$ORIGIN %s\n$TTL 5\n@ SOA ns.dns.%[1]s hostmaster.%[1]s 1 7200 1800 86400 5\n@ NS ns.dns.%[1]s\nns.dns A %s\n", clustersetZone, loopback())
+	fmt.Fprintf(&zoneFile, "$ORIGIN %s\n$TTL 5\n@ SOA ns.dns.%[1]s hostmaster.%[1]s 1 7200 1800 86400 5\n@ NS ns.dns.%[1]s\nns.dns A %s\n", clustersetZone, ground.Loopback())
 	for _, services := range [][]*service{w.clusterIP, w.headless10, w.headless25, w.headless100} {
 		for _, s := range services {
 			name := s.fqdn(clustersetZone)
@@ -210,7 +212,7 @@ func (b *bench) binary(name string) string { return filepath.Join(b.dist, "bench
 
 // build makes the programs that are measured, all with the toolchain and the module versions of this tree.
 func (b *bench) build() error {
-	done := progress("building the servers")
+	done := ground.Progress("building the servers")
 	defer done()
 	for name, path := range map[string]string{"ours": "./coredns-build", "stock": "github.com/coredns/coredns", "bare": "./test/bench/dns/bare"} {
 		command := exec.CommandContext(b.ctx, "go", "build", "-ldflags", "-s -w", "-o", b.binary(name), path)

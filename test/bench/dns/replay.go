@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/fastnet-io/fastnet/internal/kube"
+	"github.com/fastnet-io/fastnet/test/bench/ground"
 	"github.com/fastnet-io/fastnet/test/bench/report"
 )
 
@@ -63,7 +64,7 @@ func (b *bench) updates() error {
 		if err != nil {
 			return outcome{}, err
 		}
-		done := progress("%s with and without %d updates a second of slices of %d", name, updateRate, len(services[0].backends))
+		done := ground.Progress("%s with and without %d updates a second of slices of %d", name, updateRate, len(services[0].backends))
 		defer done()
 		if _, err := b.dnsperf(s, queries, c, time.Second); err != nil {
 			return outcome{}, err
@@ -104,7 +105,7 @@ func (b *bench) updates() error {
 		for range b.rounds {
 			before, err1 := s.cpu()
 			sent := relay.sent.Load()
-			err2 := await(b.ctx, time.Minute, "500 updates are sent", func() error {
+			err2 := ground.Await(b.ctx, time.Minute, "500 updates are sent", func() error {
 				if n := relay.sent.Load() - sent; n < 500 {
 					return fmt.Errorf("%d were", n)
 				}
@@ -155,7 +156,7 @@ func (b *bench) updates() error {
 // recordUpdates makes two updates of each service, while the relay records, and gives one service with the addresses that
 // it has after each.
 func (b *bench) recordUpdates(relay *relay, s *server, services []*service) (*service, []netip.Addr, error) {
-	done := progress("recording %d updates of slices of %d", 2*len(services), len(services[0].backends))
+	done := ground.Progress("recording %d updates of slices of %d", 2*len(services), len(services[0].backends))
 	defer done()
 	c := &changes{api: b.api, next: 1 << 18}
 	relay.record(true)
@@ -224,7 +225,7 @@ func newRelay(b *bench) (*relay, error) {
 		Transport: transport, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0),
 		Rewrite: func(p *httputil.ProxyRequest) { p.SetURL(upstream) },
 	}
-	listener, err := net.Listen("tcp", net.JoinHostPort(loopback(), "0"))
+	listener, err := net.Listen("tcp", net.JoinHostPort(ground.Loopback(), "0"))
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,8 @@ import (
 
 	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
+
+	"github.com/fastnet-io/fastnet/test/bench/ground"
 )
 
 // server is a peer that runs.
@@ -42,8 +44,8 @@ func (b *bench) place(name string) (peer, site, error) {
 	if err := os.Mkdir(filepath.Join(dir, "db"), 0o700); err != nil {
 		return peer{}, site{}, err
 	}
-	s := site{dir: dir, ip: loopback(), kubeconfig: b.kubeconfig}
-	s.port, err = freePort(s.ip)
+	s := site{dir: dir, ip: ground.Loopback(), kubeconfig: b.kubeconfig}
+	s.port, err = ground.FreePort(s.ip)
 	return peerNamed(name), s, err
 }
 
@@ -105,7 +107,7 @@ func (b *bench) start(name string, processor int, kubeconfig string, cases ...qu
 	}
 	fail := func(err error) (*server, error) {
 		s.stop()
-		return nil, fmt.Errorf("%s: %w%s", name, err, tail(filepath.Join(s.dir, "log")))
+		return nil, fmt.Errorf("%s: %w%s", name, err, ground.Tail(filepath.Join(s.dir, "log")))
 	}
 	for _, c := range cases {
 		questions := s.questions(b.world, c)[:100]
@@ -138,10 +140,10 @@ func (s *server) questions(w *world, c queryCase) []question {
 
 // await waits until the server gives the right answer, or for a fixed one any.
 func (s *server) await(ctx context.Context, timeout time.Duration, q question, edns bool) error {
-	return await(ctx, timeout, s.name+" answers", func() error {
+	return ground.Await(ctx, timeout, s.name+" answers", func() error {
 		select {
 		case <-s.exited:
-			return fmt.Errorf("%w: %v", errGone, s.command.ProcessState)
+			return fmt.Errorf("%w: %v", ground.ErrGone, s.command.ProcessState)
 		default:
 		}
 		reply, err := s.exchange(q, edns)
@@ -151,9 +153,6 @@ func (s *server) await(ctx context.Context, timeout time.Duration, q question, e
 		return err
 	})
 }
-
-// errGone ends waiting for what will not come.
-var errGone = errors.New("the server has ended")
 
 func (s *server) exchange(q question, edns bool) (*dns.Msg, error) {
 	client := &dns.Client{Timeout: time.Second, UDPSize: 4096}
@@ -175,24 +174,12 @@ func (s *server) stop() {
 // cpu is the processor time, user and system, that the server has taken so far, with its child processes.
 func (s *server) cpu() (time.Duration, error) {
 	var total time.Duration
-	for _, pid := range append(descendants(s.command.Process.Pid), s.command.Process.Pid) {
-		// The scheduler counts in nanoseconds, by thread; threads of these servers do not end.
-		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	for _, pid := range append(ground.Descendants(s.command.Process.Pid), s.command.Process.Pid) {
+		took, err := ground.CPUOf(pid)
 		if err != nil {
 			return 0, err
 		}
-		for _, task := range tasks {
-			text, err := os.ReadFile(task)
-			if err != nil {
-				continue // it has just ended
-			}
-			ran, _, _ := strings.Cut(string(text), " ")
-			nanoseconds, err := strconv.ParseInt(ran, 10, 64)
-			if err != nil {
-				return 0, fmt.Errorf("%s: %w", task, err)
-			}
-			total += time.Duration(nanoseconds)
-		}
+		total += took
 	}
 	return total, nil
 }
@@ -266,32 +253,6 @@ func (s *server) resident() float64 {
 	return 0
 }
 
-// descendants are the child processes of a process, and theirs.
-func descendants(pid int) []int {
-	children := map[int][]int{}
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, path := range stats {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has just ended
-		}
-		// pid (command) state ppid ...; the command may hold anything.
-		head, rest, _ := strings.Cut(string(text), " ")
-		fields := strings.Fields(rest[strings.LastIndexByte(rest, ')')+1:])
-		child, err1 := strconv.Atoi(head)
-		parent, err2 := strconv.Atoi(fields[1])
-		if err1 == nil && err2 == nil {
-			children[parent] = append(children[parent], child)
-		}
-	}
-	var all []int
-	for queue := []int{pid}; len(queue) > 0; queue = queue[1:] {
-		all = append(all, children[queue[0]]...)
-		queue = append(queue, children[queue[0]]...)
-	}
-	return all
-}
-
 // allowed are the processors that this program may run on.
 func allowed() ([]int, error) {
 	var set unix.CPUSet
@@ -313,7 +274,7 @@ func confine(processors []int) error {
 	for _, p := range processors {
 		set.Set(p)
 	}
-	for _, pid := range append(descendants(os.Getpid()), os.Getpid()) {
+	for _, pid := range append(ground.Descendants(os.Getpid()), os.Getpid()) {
 		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
 		if err != nil {
 			return err
@@ -329,39 +290,4 @@ func confine(processors []int) error {
 		}
 	}
 	return nil
-}
-
-// loopback is an address of this process. On 127.0.0.1 every connection of the machine takes ports, and may take the one
-// that was free a moment ago.
-func loopback() string {
-	return fmt.Sprintf("127.%d.%d.1", 1+os.Getpid()>>8%254, os.Getpid()&0xff)
-}
-
-// freePort is a port that nobody has on an address, with either protocol.
-func freePort(address string) (string, error) {
-	for range 100 {
-		udp, err := net.ListenPacket("udp", net.JoinHostPort(address, "0"))
-		if err != nil {
-			return "", err
-		}
-		_, port, err := net.SplitHostPort(udp.LocalAddr().String())
-		udp.Close()
-		if err != nil {
-			return "", err
-		}
-		if tcp, err := net.Listen("tcp", net.JoinHostPort(address, port)); err == nil {
-			return port, tcp.Close()
-		}
-	}
-	return "", errors.New("no free port")
-}
-
-// tail gives the end of a log, on lines of its own.
-func tail(path string) string {
-	text, err := os.ReadFile(path)
-	if err != nil || len(text) == 0 {
-		return ""
-	}
-	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	return "\n\t" + strings.Join(lines[max(0, len(lines)-5):], "\n\t")
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"github.com/fastnet-io/fastnet/test/bench/ground"
 	"github.com/fastnet-io/fastnet/test/bench/report"
 )
 
@@ -85,7 +86,7 @@ func required(name string) bool {
 // startAll starts servers side by side on the servers' processor. A peer that cannot run here is left out, with a line that
 // says why.
 func (b *bench) startAll(names []string, cases ...queryCase) (servers map[string]*server, able []string, stop func(), err error) {
-	done := progress("starting %s", strings.Join(names, ", "))
+	done := ground.Progress("starting %s", strings.Join(names, ", "))
 	defer done()
 	servers = map[string]*server{}
 	stop = func() {
@@ -124,7 +125,7 @@ func (b *bench) compare(c queryCase, names ...string) (map[string][]load, error)
 			}
 		}
 	}
-	done := progress("UDP, %s: %d rounds of %s", c.name, b.rounds, b.slice)
+	done := ground.Progress("UDP, %s: %d rounds of %s", c.name, b.rounds, b.slice)
 	defer done()
 	// The first round warms up: caches fill, heaps grow to their size.
 	if _, err := report.Rounds(1, able, func(name string) (load, error) {
@@ -183,7 +184,7 @@ func (b *bench) dnsperfOnce(s *server, queries string, c queryCase, d time.Durat
 	l, right, err := parseDnsperf(string(out), dns.RcodeToString[c.rcode])
 	l.cpuMicros = float64((after - before).Nanoseconds()) / 1e3 / right
 	if err == nil && l.lost > 0.01 {
-		err = fmt.Errorf("%.1f %% of the queries were lost: this is beyond the knee, or the server is broken%s", 100*l.lost, tail(filepath.Join(s.dir, "log")))
+		err = fmt.Errorf("%.1f %% of the queries were lost: this is beyond the knee, or the server is broken%s", 100*l.lost, ground.Tail(filepath.Join(s.dir, "log")))
 	}
 	return l, err
 }

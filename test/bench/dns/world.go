@@ -18,6 +18,7 @@ import (
 
 	"github.com/fastnet-io/fastnet/deploy/crds"
 	"github.com/fastnet-io/fastnet/internal/kube"
+	"github.com/fastnet-io/fastnet/test/bench/ground"
 )
 
 // The zone of imports, and that of plain Services.
@@ -187,7 +188,7 @@ func prepare(ctx context.Context, api client.Client) error {
 		}
 	}
 	// A definition is served some time after it was taken.
-	return await(ctx, time.Minute, "the API server serves ServiceImports", func() error {
+	return ground.Await(ctx, time.Minute, "the API server serves ServiceImports", func() error {
 		return api.List(ctx, &mcsv1beta1.ServiceImportList{})
 	})
 }
@@ -202,7 +203,7 @@ func create(ctx context.Context, api client.Client, services ...[]*service) erro
 			backends += len(s.backends)
 		}
 	}
-	done := progress("creating %d ServiceImports and %d backends", len(all), backends)
+	done := ground.Progress("creating %d ServiceImports and %d backends", len(all), backends)
 	defer done()
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(16)
@@ -219,7 +220,7 @@ func create(ctx context.Context, api client.Client, services ...[]*service) erro
 
 // createPlain creates Services of this cluster, and remembers their addresses.
 func createPlain(ctx context.Context, api client.Client, services []*service) error {
-	done := progress("creating %d Services", len(services))
+	done := ground.Progress("creating %d Services", len(services))
 	defer done()
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(16)
