@@ -37,7 +37,7 @@ func TestWhole(t *testing.T) {
 	}{
 		"whole":                    {nil, accounts{udp: {Received: 200, Run: 200}, tcp: {Received: 20, Run: 20}}, ""},
 		"never arrived":            {nil, accounts{udp: {}, tcp: {Received: 20, Run: 20}}, "1 of 2 (1)"},
-		"lost one a moment ago":    {nil, accounts{udp: {Received: 999, Run: 199}, tcp: {Received: 20, Run: 20}}, "1 of 2 (1)"},
+		"a gap a moment ago":       {nil, accounts{udp: {Received: 999, Run: 199}, tcp: {Received: 20, Run: 20}}, "1 of 2 (1)"},
 		"nothing since the fault":  {accounts{udp: {Received: 300}}, accounts{udp: {Received: 499, Run: 499}}, "1 of 1 (1)"},
 		"whole again":              {accounts{udp: {Received: 300}}, accounts{udp: {Received: 500, Run: 200}}, ""},
 		"a connection that stalls": {nil, accounts{tcp: {Received: 19, Run: 500}}, "1 of 1 (2)"},

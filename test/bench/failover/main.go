@@ -70,7 +70,7 @@ func main() {
 	flags := flag.NewFlagSet("failover", flag.ExitOnError)
 	only := flags.String("only", strings.Join(names, ","), "the `parts` to measure, in this order")
 	flags.IntVar(&o.trials, "trials", 100, "faults of each kind")
-	flags.IntVar(&o.flows, "flows", 4, "UDP flows in each direction of each family; half as many TCP flows run beside them")
+	flags.IntVar(&o.flows, "flows", 2, "UDP flows in each direction of each family; half as many TCP flows run beside them")
 	flags.DurationVar(&o.marginal, "marginal", 10*time.Minute, "how long the links lose every tenth packet")
 	flags.DurationVar(&o.patience, "patience", 15*time.Second, "how long streams may be broken before the fault is taken away")
 	flags.BoolVar(&o.keep, "keep", false, "leave the lab running, and use one that runs already")

@@ -136,6 +136,7 @@ func (w *world) try(f fault, gateway *lab.Node, patience time.Duration, noAPI bo
 	switch err := w.awaitFlowFor(patience, now); {
 	case errors.Is(err, errBroken):
 		t.endless = true
+		fmt.Printf("  %s of %s is taken away: %v\n", f.name, gateway.Name(), err)
 		if err := errors.Join(end(), w.recover(noAPI), w.awaitFlow(nil)); err != nil {
 			return t, err
 		}

@@ -110,7 +110,7 @@ func (w *world) accounts() (map[traffic.Flow]traffic.Account, error) {
 // errBroken is what flows that are not whole are.
 var errBroken = errors.New("streams are broken")
 
-// whole says whether every flow is: 200 packets or 20 records came one after the other, and since the accounts before.
+// whole says whether every flow is: 200 packets or 20 records came without a gap, all of them after the accounts before.
 func whole(before, now map[traffic.Flow]traffic.Account) error {
 	var broken []string
 	for flow, account := range now {

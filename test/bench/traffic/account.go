@@ -16,7 +16,7 @@ type tally struct {
 	gap           time.Duration
 }
 
-// long is a gap that ends a run: a stream is whole again only while it flows.
+// long is a gap that ends a run. A packet that a busy machine loses does not: it says nothing of the path.
 const long = 50 * time.Millisecond
 
 // arrive takes note of a packet. stalled is the time for which the source has been late to send since the flow began, which
@@ -33,11 +33,9 @@ func (t *tally) arrive(sequence uint64, stalled time.Duration, at time.Time) {
 		gap -= max(0, stalled-t.stalled)
 	}
 	t.gap = max(t.gap, gap)
-	switch {
-	case sequence > t.highest+1 || gap >= long:
+	t.run++
+	if gap >= long {
 		t.run = 0
-	default:
-		t.run++
 	}
 	if sequence > t.base {
 		t.received++ // in whatever order: a path that changes lets packets overtake each other

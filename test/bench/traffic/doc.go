@@ -45,7 +45,7 @@ type Account struct {
 	Received uint64 `json:"received"`
 	// Lost packets: those sent before the last that was received, and not received.
 	Lost uint64 `json:"lost"`
-	// Run is the number of packets received since the last that was lost or the last gap.
+	// Run is the number of packets received since the last gap of 50 ms.
 	Run uint64 `json:"run"`
 	// Gap is the longest time between two arrivals, the silence that lasts included. Where nothing was lost in between it is
 	// without the time for which the source was late to send.
