@@ -7,7 +7,7 @@ import (
 
 // table is a persistent map from names to values: with and without give a new table that shares all but one path with
 // the old one. It is a tree of fixed depth, not a trie that grows: at 250,000 names a chain holds four, and a change
-// copies the root, one page and one chain, about 4 KiB, whatever the size of the table.
+// copies the root, one page and one chain, somewhat more than 4 KiB, whatever the size of the table.
 type table[V any] struct {
 	seed maphash.Seed
 	root *[256]*page[V]
@@ -15,11 +15,32 @@ type table[V any] struct {
 
 type page[V any] [256]*link[V]
 
-// link is a name in a chain of those that share a place.
+// link is a name in a chain of those that share a place. Where it is short, its letters lie in the link too: with a value of the size
+// of a pointer that is 64 bytes, which is what a processor fetches at a time, and fetching is most of what a lookup costs.
 type link[V any] struct {
 	key   string
 	value V
 	next  *link[V]
+	room  [32]byte
+}
+
+func newLink[V any](key string, value V, next *link[V]) *link[V] {
+	l := &link[V]{key: key, value: value, next: next}
+	if len(key) <= len(l.room) {
+		copy(l.room[:], key)
+	}
+	return l
+}
+
+// has tells whether key is the link's.
+func (l *link[V]) has(key string) bool {
+	if len(key) != len(l.key) {
+		return false
+	}
+	if len(key) <= len(l.room) {
+		return string(l.room[:len(key)]) == key
+	}
+	return l.key == key
 }
 
 func newTable[V any]() table[V] {
@@ -30,7 +51,7 @@ func (t table[V]) get(key string) (value V, found bool) {
 	hash := maphash.String(t.seed, key)
 	if p := t.root[byte(hash)]; p != nil {
 		for l := p[byte(hash>>8)]; l != nil; l = l.next {
-			if l.key == key {
+			if l.has(key) {
 				return l.value, true
 			}
 		}
@@ -41,7 +62,7 @@ func (t table[V]) get(key string) (value V, found bool) {
 // with gives a table in which key has the value.
 func (t table[V]) with(key string, value V) table[V] {
 	t, chain := t.copyPath(key)
-	*chain = &link[V]{key, value, (*chain).without(key)}
+	*chain = newLink(key, value, (*chain).without(key))
 	return t
 }
 
@@ -60,14 +81,14 @@ func (l *link[V]) without(key string) *link[V] {
 	switch {
 	case l == nil:
 		return nil
-	case l.key == key:
+	case l.has(key):
 		return l.next
 	}
 	rest := l.next.without(key)
 	if rest == l.next {
 		return l
 	}
-	return &link[V]{l.key, l.value, rest}
+	return newLink(l.key, l.value, rest)
 }
 
 // copyPath copies what lies between the root and key's chain, and gives the place of the chain.

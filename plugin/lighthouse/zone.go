@@ -60,17 +60,20 @@ const (
 // service is the record of one imported service. It holds every cluster's part, reachable or not: which of them are
 // answered is settled by the query, against the zone's reach.
 type service struct {
-	kind kind
-	// addresses are the clusterset IPs that may be answered.
-	addresses families
-	// ports of the ServiceImport.
-	ports []port
 	// parts of the exporting clusters, sorted by cluster ID.
 	parts []*part
-	// selected by which of the source's label selectors, a bit each.
-	selected selection
+	// ports of the ServiceImport.
+	ports []port
 	// turns of a DNS-balanced service outlive the record: a change of it must not send everybody back to the first cluster.
 	turns *turns
+
+	// What follows is all that most queries read; it stands together, and its addresses behind it.
+
+	kind kind
+	// selected by which of the source's label selectors, a bit each.
+	selected selection
+	// addresses are the clusterset IPs that may be answered.
+	addresses families
 }
 
 // families are addresses, the IPv4 ones first: an answer is one end of them, as it stands.
