@@ -67,9 +67,9 @@ type Config struct {
 	// Prefixes are this cluster's pod and service CIDRs, both families.
 	Prefixes []string
 	Driver   string
-	// Port (UDP) for peers.
+	// Port (UDP) is the first of those at which peers are awaited, each at one of its own.
 	Port uint16
-	// StateDir holds the private key.
+	// StateDir holds the private key, and the peers' ports.
 	StateDir string
 	// Addresses for peers; empty takes those of the Node.
 	Addresses   []string
@@ -123,7 +123,7 @@ func parseAddresses(texts []string) (addresses []netip.Addr, err error) {
 }
 
 func newDriver(keyFile string, log *slog.Logger) cable.Driver {
-	return wireguard.New(wireguard.Config{Link: cables.WireGuardLink, KeyFile: keyFile, Log: log})
+	return wireguard.New(wireguard.Config{LinkPrefix: cables.LinkPrefix, KeyFile: keyFile, Log: log})
 }
 
 // keyFile of a gateway. It bears the gateway's name: a node that leaves one cluster for another has another key there, and
@@ -175,6 +175,9 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	g.prober = newProber(loop.Poke, c.Log)
+	if g.ports, err = loadPorts(g.portsFile()); err != nil {
+		c.Log.Error("peers are told new ports", "error", err)
+	}
 	c.Log.Info("gateway starts", "cluster", c.ClusterID, "node", c.Node, "prefixes", prefixes, "driver", c.Driver, "port", c.Port)
 
 	within, stop := context.WithCancel(ctx)
@@ -192,7 +195,7 @@ func Run(ctx context.Context, c Config) error {
 	group.Go(func() error { return server.Run(running) })
 	group.Go(func() error { g.prober.run(running); return nil })
 	group.Go(func() error {
-		netstate.KeepWatching(running, cables.WireGuardLink, 0, loop.Poke, func(err error) { c.Log.Warn("lost sight of the kernel", "error", err) })
+		netstate.KeepWatching(running, cables.LinkPrefix, 0, loop.Poke, func(err error) { c.Log.Warn("lost sight of the kernel", "error", err) })
 		return nil
 	})
 	group.Go(func() error {
@@ -217,7 +220,7 @@ func part(config *rest.Config, c Config, driver cable.Driver, api client.Client)
 	defer stop()
 	reason, err := uninstall.Reason(question, config, uninstall.Question{DaemonSet: DaemonSet, Node: c.Node, NodeLabel: v1alpha1.LabelGatewayNode})
 	if reason == "" {
-		c.Log.Info("gateway ends, its device stays", "error", err)
+		c.Log.Info("gateway ends, its devices stay", "error", err)
 		return driver.Close()
 	}
 	c.Log.Info("gateway is uninstalled", "reason", reason)
@@ -225,7 +228,17 @@ func part(config *rest.Config, c Config, driver cable.Driver, api client.Client)
 	if err := forget(ctx, api, c); err != nil {
 		c.Log.Info("objects could not be removed", "error", err)
 	}
-	return driver.Remove(ctx)
+	return errors.Join(driver.Remove(ctx), removeFiles(portsFile(c.StateDir, EndpointName(c.ClusterID, c.Node))))
+}
+
+// removeFiles whose absence is no error.
+func removeFiles(paths ...string) (err error) {
+	for _, path := range paths {
+		if removeErr := os.Remove(path); !errors.Is(removeErr, os.ErrNotExist) {
+			err = errors.Join(err, removeErr)
+		}
+	}
+	return err
 }
 
 // forget deletes this gateway's objects.
@@ -239,8 +252,8 @@ func forget(ctx context.Context, api client.Client, c Config) error {
 	)
 }
 
-// Cleanup takes everything away that a gateway has ever made on this node: the device, and the key of the gateway that the
-// configuration names, or, where it names none, every gateway's.
+// Cleanup takes everything away that a gateway has ever made on this node: the devices, and the files of the gateway that
+// the configuration names, or, where it names none, every gateway's.
 func Cleanup(ctx context.Context, c Config) error {
 	name := "*"
 	if c.ClusterID != "" && c.Node != "" {
@@ -250,16 +263,15 @@ func Cleanup(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("find keys: %w", err)
 	}
-	problems := []error{newDriver(keyFile(c.StateDir, name), c.Log).Remove(ctx)}
-	for _, key := range keys {
-		if err := os.Remove(key); !errors.Is(err, os.ErrNotExist) {
-			problems = append(problems, err)
-		}
+	ports, err := filepath.Glob(portsFile(c.StateDir, name))
+	if err != nil {
+		return fmt.Errorf("find ports: %w", err)
 	}
-	if err := errors.Join(problems...); err != nil {
+	files := append(keys, ports...)
+	if err := errors.Join(newDriver(keyFile(c.StateDir, name), c.Log).Remove(ctx), removeFiles(files...)); err != nil {
 		return err
 	}
-	c.Log.Info("node cleaned", "keys", keys)
+	c.Log.Info("node cleaned", "files", files)
 	return nil
 }
 
@@ -272,9 +284,10 @@ type gateway struct {
 	api       client.Client // straight to the API server
 	objects   client.Reader // the cache
 	prober    *prober
-	mtu       func(peers []netip.Addr) int
+	mtu       func(peer []netip.Addr) int
 
 	// Only the loop's round touches these.
+	ports   Ports
 	node    nodeFacts
 	seeded  bool
 	written v1alpha1.GatewayStatus // as the API server has it
@@ -315,12 +328,19 @@ func (g *gateway) round(ctx context.Context) error {
 		return g.ended(outcome{at: now, err: nodeErr})
 	}
 	g.seed(ctx)
-	snapshot, err := g.snapshot(ctx)
+	snapshot, err := g.snapshot(ctx, now)
 	if err != nil {
 		return g.ended(outcome{at: now, err: errors.Join(nodeErr, err)})
 	}
 	desired := Plan(snapshot)
 	desired.Problems = append(desired.Problems, g.node.problems...)
+	// A port is kept before anybody is told of it.
+	if !reflect.DeepEqual(desired.Ports, g.ports) {
+		if err := savePorts(g.portsFile(), desired.Ports); err != nil {
+			return g.ended(outcome{at: now, desired: desired, err: err})
+		}
+		g.ports = desired.Ports
+	}
 	applyErr := g.driver.Apply(ctx, desired.Cables)
 	if applyErr != nil {
 		desired.Problems = append(desired.Problems, "driver: "+strings.ReplaceAll(applyErr.Error(), "\n", "; "))
@@ -336,6 +356,10 @@ func (g *gateway) round(ctx context.Context) error {
 		at: now, desired: desired, report: report, status: status, attempts: snapshot.Attempts,
 		err: errors.Join(applyErr, reportErr, nodeErr, publishErr, statusErr), done: applyErr == nil && reportErr == nil && publishErr == nil,
 	})
+}
+
+func (g *gateway) portsFile() string {
+	return portsFile(g.config.StateDir, EndpointName(g.config.ClusterID, g.config.Node))
 }
 
 func (g *gateway) ended(o outcome) error {
@@ -404,7 +428,7 @@ func (g *gateway) seed(ctx context.Context) {
 	g.seeded = true
 }
 
-func (g *gateway) snapshot(ctx context.Context) (Snapshot, error) {
+func (g *gateway) snapshot(ctx context.Context, now time.Time) (Snapshot, error) {
 	key, err := g.driver.PublicKey()
 	if err != nil {
 		return Snapshot{}, err
@@ -415,8 +439,8 @@ func (g *gateway) snapshot(ctx context.Context) (Snapshot, error) {
 	}
 	s := Snapshot{
 		ClusterID: g.config.ClusterID, ClusterUID: g.node.clusterUID, Node: g.config.Node, Prefixes: g.prefixes,
-		Addresses: g.addresses, Port: g.config.Port, Driver: g.config.Driver, PublicKey: key,
-		Endpoints: endpoints.Items, Overhead: wireguard.Overhead, Attempts: map[string]int{},
+		Addresses: g.addresses, Ports: g.ports, BasePort: g.config.Port, Now: now, Driver: g.config.Driver, PublicKey: key,
+		Endpoints: endpoints.Items, Overhead: wireguard.Overhead, UnderlayMTU: map[string]int{}, Attempts: map[string]int{},
 	}
 	if len(s.Addresses) == 0 {
 		s.Addresses = g.node.addresses
@@ -424,15 +448,15 @@ func (g *gateway) snapshot(ctx context.Context) (Snapshot, error) {
 	for endpoint, health := range g.prober.health() {
 		s.Attempts[endpoint] = health.Attempts
 	}
-	var peers []netip.Addr
 	for _, endpoint := range endpoints.Items {
+		var peer []netip.Addr
 		for _, text := range endpoint.Spec.Addresses {
-			if addr, err := netip.ParseAddr(text); err == nil && endpoint.Spec.ClusterID != g.config.ClusterID {
-				peers = append(peers, addr)
+			if addr, err := netip.ParseAddr(text); err == nil {
+				peer = append(peer, addr)
 			}
 		}
+		s.UnderlayMTU[endpoint.Name] = g.mtu(peer)
 	}
-	s.UnderlayMTU = g.mtu(peers)
 	return s, nil
 }
 

@@ -30,8 +30,6 @@ func (s stub) Report(context.Context) (cable.Report, error) { return s.report, n
 func (stub) Remove(context.Context) error                   { return nil }
 func (stub) Close() error                                   { return nil }
 
-func testProber() *prober { return newProber(func() {}, slog.New(slog.DiscardHandler)) }
-
 func TestStatus(t *testing.T) {
 	now := time.Unix(2000, 500)
 	desired := Plan(base())
@@ -59,53 +57,6 @@ func TestStatus(t *testing.T) {
 	}
 	if got.Cables[0].RTTMilliseconds != "1.235" {
 		t.Error("comparing has changed the status")
-	}
-}
-
-// A restart is no change of state: a cable that was up stays up, since when it was, until its probes fail.
-func TestStateIsTakenOverFromTheProcessBefore(t *testing.T) {
-	p := testProber()
-	since := metav1.NewTime(time.Unix(1000, 0))
-	p.seed([]v1alpha1.Cable{
-		{Endpoint: "c2.a", State: v1alpha1.CableUp, Since: since, RTTMilliseconds: "2.500"},
-		{Endpoint: "c2.b", State: v1alpha1.CableDown, Since: since}, {Endpoint: "c9.gone", State: v1alpha1.CableUp, Since: since},
-	})
-	probe := netip.MustParseAddr("fe80::1%fastnet-wg")
-	p.set(cable.Report{Cables: []cable.Cable{{Endpoint: "c2.a", Probe: probe}, {Endpoint: "c2.b", Probe: probe}}})
-	health := p.health()
-	if h := health["c2.a"]; h.State != v1alpha1.CableUp || !h.Since.Equal(since.Time) || h.RTT != 2500*time.Microsecond {
-		t.Errorf("c2.a is %+v, want it up as before", h)
-	}
-	if h := health["c2.b"]; h.State != v1alpha1.CableConnecting {
-		t.Errorf("c2.b is %+v, want it connecting", h)
-	}
-	if len(health) != 2 {
-		t.Errorf("cables %v, want two", health)
-	}
-	for range downAfter + 1 {
-		p.questions()
-	}
-	if h := p.health()["c2.a"]; h.State != v1alpha1.CableDown {
-		t.Errorf("without answers c2.a is %+v, want it down", h)
-	}
-}
-
-func TestAnswersCountOnlyFromThePeerTheyWereAskedOf(t *testing.T) {
-	p := testProber()
-	asked := netip.MustParseAddr("fe80::1%fastnet-wg")
-	p.set(cable.Report{Cables: []cable.Cable{{Endpoint: "c2.a", Probe: asked}}})
-	p.questions()
-	for _, wrong := range []struct {
-		sequence uint64
-		from     string
-	}{{1, "fe80::2"}, {7, "fe80::1"}} {
-		if p.answer(wrong.sequence, netip.MustParseAddr(wrong.from), time.Now()); p.health()["c2.a"].State != v1alpha1.CableConnecting {
-			t.Errorf("an answer %d from %s counts", wrong.sequence, wrong.from)
-		}
-	}
-	p.answer(1, netip.MustParseAddr("fe80::1"), time.Now())
-	if p.health()["c2.a"].State != v1alpha1.CableUp {
-		t.Error("the right answer does not count")
 	}
 }
 
@@ -144,20 +95,22 @@ func TestReadyOnlyAfterARound(t *testing.T) {
 	}
 }
 
-func TestCleanupRemovesTheKeys(t *testing.T) {
+func TestCleanupRemovesTheFiles(t *testing.T) {
 	netns.RequireRoot(t) // it looks for the device too
 	for name, test := range map[string]struct {
 		config Config
 		left   []string
 	}{
-		"one": {Config{ClusterID: "c1", Node: "a"}, []string{"wireguard-c1.b.key", "wireguard-c2.a.key"}},
+		"one": {Config{ClusterID: "c1", Node: "a"}, []string{"ports-c1.b.json", "ports-c2.a.json", "wireguard-c1.b.key", "wireguard-c2.a.key"}},
 		"all": {Config{}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			for _, gateway := range []string{"c1.a", "c1.b", "c2.a"} {
-				if err := os.WriteFile(keyFile(dir, gateway), nil, 0o600); err != nil {
-					t.Fatal(err)
+				for _, path := range []string{keyFile(dir, gateway), portsFile(dir, gateway)} {
+					if err := os.WriteFile(path, nil, 0o600); err != nil {
+						t.Fatal(err)
+					}
 				}
 			}
 			test.config.StateDir, test.config.Log = dir, slog.New(slog.DiscardHandler)

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/gateway/cable"
@@ -18,13 +19,17 @@ type Snapshot struct {
 	Prefixes []netip.Prefix
 	// Addresses of this node for peers, the preferred first.
 	Addresses []netip.Addr
-	Port      uint16
+	// Ports that peers have, see allocate; BasePort is the first that one may get.
+	Ports    Ports
+	BasePort uint16
 	// Driver is "wireguard"; PublicKey is in its form.
 	Driver, PublicKey string
+	// Now is the time; only ports that nobody needs any more look at it.
+	Now time.Time
 	// Endpoints in this cluster, own and mirrored.
 	Endpoints []v1alpha1.Endpoint
-	// UnderlayMTU is the least MTU on the way to any peer, as far as this node's routes tell.
-	UnderlayMTU int
+	// UnderlayMTU is the least MTU on the way to each peer, by Endpoint, as far as this node's routes tell.
+	UnderlayMTU map[string]int
 	// Overhead of the driver in bytes.
 	Overhead int
 	// Attempts is, by Endpoint, how many times in a row an address of it was tried without an answer.
@@ -41,6 +46,8 @@ func EndpointName(clusterID, node string) string { return clusterID + "." + node
 type Desired struct {
 	Endpoint v1alpha1.EndpointSpec
 	Cables   cable.Config
+	// Ports to keep.
+	Ports Ports
 	// Problems in words, sorted.
 	Problems []string
 }
@@ -48,52 +55,65 @@ type Desired struct {
 // minMTU is the least that IPv6 needs of a link.
 const minMTU = 1280
 
-// Plan is the whole decision of the gateway. Every gateway of another cluster is a peer, so that every cable can be
-// probed; prefixes go only where both ends are the first of their clusters: a prefix has one peer in WireGuard, and
-// packets from it are dropped when they come from another.
+// Plan is the whole decision of the gateway: a device for each gateway of another cluster, behind each of them all that is
+// believed of its cluster (see package cables), and an Endpoint that tells each at which port it is awaited.
 func Plan(s Snapshot) Desired {
 	desired := Desired{
 		Endpoint: v1alpha1.EndpointSpec{
 			ClusterID: s.ClusterID, ClusterUID: s.ClusterUID, Node: s.Node, Driver: s.Driver,
-			Addresses: texts(s.Addresses), Port: int32(s.Port), PublicKey: s.PublicKey, Prefixes: texts(s.Prefixes),
+			Addresses: texts(s.Addresses), Port: int32(s.BasePort), PublicKey: s.PublicKey, Prefixes: texts(s.Prefixes),
 		},
-		Cables: cable.Config{Port: s.Port, MTU: s.UnderlayMTU - s.Overhead},
 	}
-	// Until our own Endpoint has come back from the API server we count as if it had: the others will see it like this.
-	endpoints := slices.DeleteFunc(slices.Clone(s.Endpoints), func(e v1alpha1.Endpoint) bool { return e.Name == s.name() })
-	own := v1alpha1.Endpoint{Spec: desired.Endpoint}
-	own.Name = s.name()
-	plan := cables.Decide(cables.Input{
-		ClusterID: s.ClusterID, Prefixes: s.Prefixes, Nodes: s.Addresses, Endpoints: append(endpoints, own),
-	})
+	problem := func(format string, args ...any) {
+		desired.Problems = append(desired.Problems, fmt.Sprintf(format, args...))
+	}
+	plan := cables.Decide(cables.Input{ClusterID: s.ClusterID, Prefixes: s.Prefixes, Nodes: s.Addresses, Endpoints: s.Endpoints})
 	desired.Problems = plan.Problems
 	if len(s.Addresses) == 0 {
-		desired.Problems = append(desired.Problems, "this node has no address for peers: give --addresses")
-	}
-	if desired.Cables.MTU < minMTU {
-		desired.Problems = append(desired.Problems, fmt.Sprintf("MTU %d towards the peers leaves %d in the tunnel, less than IPv6 needs (%d)",
-			s.UnderlayMTU, desired.Cables.MTU, minMTU))
-	}
-	port := map[string]uint16{}
-	for _, endpoint := range s.Endpoints {
-		port[endpoint.Name] = uint16(endpoint.Spec.Port)
+		problem("this node has no address for peers: give --addresses")
 	}
 	for _, cluster := range plan.Clusters {
-		for i, remote := range cluster.Gateways {
+		for _, remote := range cluster.Gateways {
 			if remote.Driver != s.Driver {
-				desired.Problems = append(desired.Problems, fmt.Sprintf("cluster %s: Endpoint %s wants driver %s, this gateway has %s: no cable",
-					remote.ClusterID, remote.Name, remote.Driver, s.Driver))
+				problem("cluster %s: Endpoint %s wants driver %s, this gateway has %s: no cable", remote.ClusterID, remote.Name, remote.Driver, s.Driver)
 				continue
 			}
-			peer := cable.Peer{Endpoint: remote.Name, ClusterID: remote.ClusterID, PublicKey: remote.PublicKey}
-			if plan.Locals[0].Name == s.name() && i == 0 {
-				peer.Prefixes = cluster.Prefixes
+			if remote.Link == "" {
+				continue // a problem that is named already
 			}
-			if n := len(remote.Addresses); n > 0 {
-				peer.Address = netip.AddrPortFrom(remote.Addresses[s.Attempts[remote.Name]%n], port[remote.Name])
+			peer := cable.Peer{
+				Endpoint: remote.Name, ClusterID: remote.ClusterID, Link: remote.Link, MTU: s.UnderlayMTU[remote.Name] - s.Overhead,
+				PublicKey: remote.PublicKey, Prefixes: cluster.Prefixes,
+			}
+			if peer.MTU < minMTU {
+				problem("MTU %d towards %s leaves %d in the tunnel, less than IPv6 needs (%d)", s.UnderlayMTU[remote.Name], remote.Name, peer.MTU, minMTU)
+			}
+			// Who has not told yet at which port we are awaited may come to us.
+			if n := len(remote.Addresses); n > 0 && remote.Ports[s.name()] != 0 {
+				peer.Address = netip.AddrPortFrom(remote.Addresses[s.Attempts[remote.Name]%n], remote.Ports[s.name()])
 			}
 			desired.Cables.Peers = append(desired.Cables.Peers, peer)
 		}
+	}
+	slices.SortFunc(desired.Cables.Peers, func(a, b cable.Peer) int { return strings.Compare(a.Endpoint, b.Endpoint) })
+	var names []string
+	for _, peer := range desired.Cables.Peers {
+		names = append(names, peer.Endpoint)
+	}
+	desired.Ports = allocate(s.Ports, names, s.BasePort, s.Now)
+	desired.Cables.Peers = slices.DeleteFunc(desired.Cables.Peers, func(p cable.Peer) bool {
+		if desired.Ports[p.Endpoint].Port == 0 {
+			problem("no UDP port from %d on is left for %s: no cable", s.BasePort, p.Endpoint)
+			return true
+		}
+		return false
+	})
+	for i, peer := range desired.Cables.Peers {
+		if desired.Endpoint.Ports == nil {
+			desired.Endpoint.Ports = map[string]int32{}
+		}
+		port := desired.Ports[peer.Endpoint].Port
+		desired.Cables.Peers[i].Port, desired.Endpoint.Ports[peer.Endpoint] = port, int32(port)
 	}
 	slices.Sort(desired.Problems)
 	return desired
@@ -111,8 +131,8 @@ func texts[T fmt.Stringer](values []T) []string {
 func (d Desired) String() string {
 	var b strings.Builder
 	e := d.Endpoint
-	fmt.Fprintf(&b, "endpoint %s: driver %s, addresses %v, port %d, public key %s, CIDRs %v\n",
-		EndpointName(e.ClusterID, e.Node), e.Driver, e.Addresses, e.Port, e.PublicKey, e.Prefixes)
+	fmt.Fprintf(&b, "endpoint %s: driver %s, addresses %v, ports from %d %v, public key %s, CIDRs %v\n",
+		EndpointName(e.ClusterID, e.Node), e.Driver, e.Addresses, e.Port, e.Ports, e.PublicKey, e.Prefixes)
 	b.WriteString(d.Cables.String())
 	for _, problem := range d.Problems {
 		b.WriteString("problem: " + problem + "\n")

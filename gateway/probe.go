@@ -16,29 +16,27 @@ import (
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/gateway/cable"
+	"github.com/fastnet-io/fastnet/internal/liveness"
 )
 
-// How cables are probed.
+// How cables are probed; the pace is that of package liveness.
 const (
 	// ProbePort (UDP), on addresses inside the cables only; beside the ports of the debug pages.
 	ProbePort = 9473
-	// probeInterval between two probes of a cable.
-	probeInterval = 500 * time.Millisecond
-	// downAfter this many probes in a row without an answer a cable is down; upAfter this many answers in a row one that
-	// was down is up again. One answer is enough for the first time.
-	downAfter = 5
-	upAfter   = 2
-	// attemptAfter this many probes without an answer the next address of the peer is tried.
-	attemptAfter = 10
+	// attemptAfter this long without an answer the next address of the peer is tried: WireGuard repeats a handshake after
+	// 5 s and up to a third, so each address gets one or two.
+	attemptAfter = 7 * time.Second
+	// reopenEvery is how often a socket is tried again that cannot be had: its device is being made.
+	reopenEvery = 200 * time.Millisecond
 	// handshakeLife is how long after a handshake a cable counts as up where probes are not possible: WireGuard renews
 	// it after 120 s of traffic, and a keepalive every 25 s is traffic.
 	handshakeLife = 180 * time.Second
 )
 
-// A probe is 24 bytes, and so is the answer, which is the same with another kind:
+// A probe is 24 bytes, and so is the answer, which is the same with another kind and the answerer's flags:
 //
-//	 0      4      5        8          16           24
-//	| FNp1 | kind | zeroes | sequence | start       |
+//	 0      4      5       6        8          16      24
+//	| FNp1 | kind | flags | zeroes | sequence | start |
 //
 // "start" tells the processes of one gateway apart: an answer to a probe of the one before is none of ours. WireGuard
 // has proved who the sender is before a probe arrives, and strangers never get to see one.
@@ -47,82 +45,22 @@ const (
 	probeMagic   = "FNp1"
 	kindQuestion = 1
 	kindAnswer   = 2
+	// flagDraining: the sender is about to go and wants no more traffic.
+	flagDraining = 1
 )
 
 // Health is what is known of a cable.
 type Health struct {
 	State v1alpha1.CableState
 	Since time.Time
-	// RTT is the smoothed round-trip time, 0 before the first answer.
+	// RTT is the smoothed round-trip time, 0 while it is not known.
 	RTT time.Duration
-	// Attempts in a row, of attemptAfter probes each, that brought no answer.
+	// Loss is the share of the last probes that had no answer, 0 to 1.
+	Loss float64
+	// Draining: the peer wants no more traffic.
+	Draining bool
+	// Attempts in a row, of attemptAfter each, that brought no answer.
 	Attempts int
-}
-
-// track is the health of one cable as probes and answers make it. It does no I/O and has no clock.
-type track struct {
-	health    Health
-	unsettled int // probes without an answer since the last answer
-	answers   int // answers in a row
-}
-
-func newTrack(now time.Time) *track {
-	return &track{health: Health{State: v1alpha1.CableConnecting, Since: now}}
-}
-
-// probed notes a probe that goes out now; every one counts as unanswered until an answer comes. It reports whether
-// somebody should look: the state or the number of attempts has changed.
-func (t *track) probed(now time.Time) (changed bool) {
-	if t.unsettled++; t.unsettled > 1 {
-		t.answers = 0
-	}
-	if t.unsettled > downAfter && t.health.State == v1alpha1.CableUp {
-		t.set(v1alpha1.CableDown, now)
-		changed = true
-	}
-	if t.unsettled > attemptAfter {
-		t.unsettled = downAfter + 1
-		t.health.Attempts++
-		changed = true
-	}
-	return changed
-}
-
-// answered notes an answer to the probe that was sent then, and reports whether somebody should look: the state has changed, or the RTT is known for the
-// first time. Probes that went out before the cable was up have waited for its handshake: their time is no RTT.
-func (t *track) answered(now, sent time.Time) (changed bool) {
-	t.unsettled = 0
-	t.answers++
-	if rtt := now.Sub(sent); t.health.State == v1alpha1.CableUp && !sent.Before(t.health.Since) {
-		if t.health.RTT == 0 {
-			t.health.RTT, changed = rtt, true
-		}
-		t.health.RTT += (rtt - t.health.RTT) / 8
-	}
-	if t.health.State == v1alpha1.CableConnecting || t.health.State == v1alpha1.CableDown && t.answers >= upAfter {
-		t.set(v1alpha1.CableUp, now)
-		t.health.RTT = 0
-		changed = true
-	}
-	return changed
-}
-
-// handshake stands in for probes where there can be none.
-func (t *track) handshake(now, last time.Time) (changed bool) {
-	fresh := !last.IsZero() && now.Sub(last) < handshakeLife
-	switch {
-	case fresh && t.health.State != v1alpha1.CableUp:
-		t.set(v1alpha1.CableUp, now)
-		return true
-	case !fresh && t.health.State == v1alpha1.CableUp:
-		t.set(v1alpha1.CableDown, now)
-		return true
-	}
-	return false
-}
-
-func (t *track) set(state v1alpha1.CableState, now time.Time) {
-	t.health.State, t.health.Since = state, now
 }
 
 // prober sends probes through all cables and answers those of the peers.
@@ -131,26 +69,31 @@ type prober struct {
 	log  *slog.Logger
 	mark uint64 // this process, see "start" above
 
-	mu       sync.Mutex
-	local    netip.Addr
-	cables   map[string]cable.Cable
-	tracks   map[string]*track
-	pending  map[uint64]question
-	sequence uint64
-	changed  chan struct{} // the addresses have changed
+	mu      sync.Mutex
+	lines   map[string]*line // by Endpoint
+	changed chan struct{}    // lines have come or gone
 }
 
-type question struct {
-	endpoint string
-	to       netip.Addr
-	sent     time.Time
+// line is the probing of one cable. The prober's mutex guards it.
+type line struct {
+	cable     cable.Cable
+	path      *liveness.Path
+	draining  bool // says the peer
+	attempts  int
+	attemptAt time.Time
+	// standIn is the state by handshakes, where there can be no probes.
+	standIn Health
+
+	socket *net.UDPConn // nil while there is none
+	openAt time.Time    // when to try to have one
 }
 
 func newProber(poke func(), log *slog.Logger) *prober {
-	return &prober{
-		poke: poke, log: log, mark: uint64(time.Now().UnixNano()),
-		cables: map[string]cable.Cable{}, tracks: map[string]*track{}, pending: map[uint64]question{}, changed: make(chan struct{}, 1),
-	}
+	return &prober{poke: poke, log: log, mark: uint64(time.Now().UnixNano()), lines: map[string]*line{}, changed: make(chan struct{}, 1)}
+}
+
+func newLine(path *liveness.Path, now time.Time) *line {
+	return &line{path: path, attemptAt: now, standIn: Health{State: v1alpha1.CableConnecting, Since: now}}
 }
 
 // seed takes over what the process before has reported, so that a restart is no change of state: a cable that was up
@@ -158,15 +101,17 @@ func newProber(poke func(), log *slog.Logger) *prober {
 func (p *prober) seed(cables []v1alpha1.Cable) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	now := time.Now()
 	for _, c := range cables {
-		if c.State != v1alpha1.CableUp {
+		if c.State != v1alpha1.CableUp || p.lines[c.Endpoint] != nil {
 			continue
 		}
-		t := &track{health: Health{State: c.State, Since: c.Since.Time}}
+		rtt := time.Duration(0)
 		if ms, err := strconv.ParseFloat(c.RTTMilliseconds, 64); err == nil {
-			t.health.RTT = time.Duration(ms * float64(time.Millisecond))
+			rtt = time.Duration(ms * float64(time.Millisecond))
 		}
-		p.tracks[c.Endpoint] = t
+		p.lines[c.Endpoint] = newLine(liveness.Resume(c.Since.Time, now, rtt), now)
+		p.lines[c.Endpoint].standIn = Health{State: c.State, Since: c.Since.Time}
 	}
 }
 
@@ -174,29 +119,31 @@ func (p *prober) seed(cables []v1alpha1.Cable) {
 func (p *prober) set(report cable.Report) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.cables = map[string]cable.Cable{}
 	now := time.Now()
+	exists := map[string]bool{}
 	moved := false
 	for _, c := range report.Cables {
-		p.cables[c.Endpoint] = c
-		if p.tracks[c.Endpoint] == nil {
-			p.tracks[c.Endpoint] = newTrack(now)
+		exists[c.Endpoint] = true
+		l := p.lines[c.Endpoint]
+		if l == nil {
+			l = newLine(liveness.New(now), now)
+			p.lines[c.Endpoint] = l
 		}
-		if !c.Probe.IsValid() {
-			moved = p.tracks[c.Endpoint].handshake(now, c.LastHandshake) || moved
+		if l.cable.Local != c.Local {
+			l.close()
+		}
+		l.cable = c
+		moved = l.handshake(now) || moved
+	}
+	for endpoint, l := range p.lines {
+		if !exists[endpoint] {
+			l.close()
+			delete(p.lines, endpoint)
 		}
 	}
-	for endpoint := range p.tracks {
-		if _, ok := p.cables[endpoint]; !ok {
-			delete(p.tracks, endpoint)
-		}
-	}
-	if p.local != report.Probe {
-		p.local = report.Probe
-		select {
-		case p.changed <- struct{}{}:
-		default:
-		}
+	select {
+	case p.changed <- struct{}{}:
+	default:
 	}
 	if moved {
 		p.poke()
@@ -207,55 +154,140 @@ func (p *prober) set(report cable.Report) {
 func (p *prober) health() map[string]Health {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	now := time.Now()
 	all := map[string]Health{}
-	for endpoint, t := range p.tracks {
-		all[endpoint] = t.health
+	for endpoint, l := range p.lines {
+		all[endpoint] = l.health(now)
 	}
 	return all
 }
 
-// run probes until the context ends. A socket lives as long as the device and address it is bound to.
+func (l *line) health(now time.Time) Health {
+	if l.cable.Endpoint != "" && !l.cable.Probe.IsValid() {
+		return l.standIn
+	}
+	h := Health{
+		State: v1alpha1.CableConnecting, Since: l.path.Since(), RTT: l.path.RTT(), Loss: l.path.Loss(now), Draining: l.draining, Attempts: l.attempts,
+	}
+	switch l.path.State() {
+	case liveness.Up:
+		h.State = v1alpha1.CableUp
+	case liveness.Down:
+		h.State = v1alpha1.CableDown
+	case liveness.Unknown:
+	}
+	return h
+}
+
+// handshake stands in for probes where there can be none.
+func (l *line) handshake(now time.Time) (changed bool) {
+	fresh := !l.cable.LastHandshake.IsZero() && now.Sub(l.cable.LastHandshake) < handshakeLife
+	switch {
+	case l.cable.Probe.IsValid():
+	case fresh && l.standIn.State != v1alpha1.CableUp:
+		l.standIn = Health{State: v1alpha1.CableUp, Since: now}
+		return true
+	case !fresh && l.standIn.State == v1alpha1.CableUp:
+		l.standIn = Health{State: v1alpha1.CableDown, Since: now}
+		return true
+	}
+	return false
+}
+
+func (l *line) close() {
+	if l.socket != nil {
+		_ = l.socket.Close() // its reader ends
+		l.socket = nil
+	}
+}
+
+// run probes until the context ends.
 func (p *prober) run(ctx context.Context) {
+	var readers sync.WaitGroup
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for ctx.Err() == nil {
-		p.mu.Lock()
-		local := p.local
-		p.mu.Unlock()
-		if !local.IsValid() {
-			p.wait(ctx, probeInterval)
+		select {
+		case <-ctx.Done():
+		case <-p.changed:
+		case <-timer.C:
+		}
+		timer.Reset(time.Until(p.turn(ctx, time.Now(), &readers)))
+	}
+	p.mu.Lock()
+	for _, l := range p.lines {
+		l.close()
+	}
+	p.mu.Unlock()
+	readers.Wait()
+}
+
+// turn does what is due, and says when there is something to do again.
+func (p *prober) turn(ctx context.Context, now time.Time, readers *sync.WaitGroup) (next time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	next = now.Add(time.Second)
+	look := false
+	for _, l := range p.lines {
+		if !l.cable.Probe.IsValid() {
 			continue
 		}
-		if err := p.serve(ctx, local); err != nil && ctx.Err() == nil {
-			p.log.Warn("cannot probe", "address", local, "error", err)
-			p.wait(ctx, probeInterval)
+		if !l.cable.PeerAddress.IsValid() {
+			l.attemptAt = now // the peer has not said yet where it awaits us: nothing is tried
+			continue
+		}
+		if l.socket == nil && !now.Before(l.openAt) {
+			p.open(ctx, now, l, readers)
+		}
+		if !now.Before(l.path.Next()) {
+			look = p.ask(now, l) || look
+		}
+		if l.path.Next().Before(next) {
+			next = l.path.Next()
 		}
 	}
+	if look {
+		p.poke()
+	}
+	return next
 }
 
-func (p *prober) wait(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-p.changed:
-	case <-timer.C:
+// ask sends a probe, and reports whether somebody should look: the state or the number of attempts has changed.
+func (p *prober) ask(now time.Time, l *line) (look bool) {
+	sequence, look := l.path.Probe(now)
+	if l.socket != nil {
+		packet := append(make([]byte, 0, probeSize), probeMagic...)
+		packet = append(packet, kindQuestion, p.flags(), 0, 0)
+		packet = binary.BigEndian.AppendUint64(packet, sequence)
+		packet = binary.BigEndian.AppendUint64(packet, p.mark)
+		// Whatever the error is: the device may be another one of the same name now.
+		if _, err := l.socket.WriteToUDPAddrPort(packet, netip.AddrPortFrom(l.cable.Probe.WithZone(""), ProbePort)); err != nil {
+			l.close()
+			l.openAt = now.Add(reopenEvery)
+		}
 	}
+	silentSince := l.path.Answered()
+	if l.attemptAt.After(silentSince) {
+		silentSince = l.attemptAt
+	}
+	if now.Sub(silentSince) >= attemptAfter {
+		l.attempts++
+		l.attemptAt, look = now, true
+	}
+	return look
 }
 
-var errDeviceChanged = errors.New("the device is another one now")
+func (p *prober) flags() byte { return 0 }
 
-func (p *prober) serve(ctx context.Context, local netip.Addr) error {
-	device, err := net.InterfaceByName(local.Zone())
+func (p *prober) open(ctx context.Context, now time.Time, l *line, readers *sync.WaitGroup) {
+	socket, err := listen(ctx, l.cable.Local)
 	if err != nil {
-		return err
+		l.openAt = now.Add(reopenEvery)
+		p.log.Debug("cannot probe", "address", l.cable.Local, "error", err)
+		return
 	}
-	socket, err := listen(ctx, local)
-	if err != nil {
-		return err
-	}
-	reading := make(chan error, 1)
-	go func() { reading <- p.read(socket) }()
-	err = p.ask(ctx, socket, local, device.Index, reading)
-	return errors.Join(err, socket.Close())
+	l.socket = socket
+	readers.Go(func() { p.read(socket, l) })
 }
 
 // listen on an address of a device. Zones are left out wherever package net would look their names up: it remembers a
@@ -277,95 +309,52 @@ func listen(ctx context.Context, local netip.Addr) (*net.UDPConn, error) {
 	return udp, nil
 }
 
-func (p *prober) ask(ctx context.Context, socket *net.UDPConn, local netip.Addr, index int, reading <-chan error) error {
-	ticker := time.NewTicker(probeInterval)
-	defer ticker.Stop()
-	for {
-		device, err := net.InterfaceByName(local.Zone())
-		if err != nil {
-			return err
-		}
-		if device.Index != index {
-			return errDeviceChanged
-		}
-		for to, packet := range p.questions() {
-			// An error (no key yet, no carrier) is a probe without an answer.
-			_, _ = socket.WriteToUDPAddrPort(packet, netip.AddrPortFrom(to.WithZone(""), ProbePort))
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-p.changed:
-			return nil
-		case err := <-reading:
-			return err
-		case <-ticker.C:
-		}
-	}
-}
-
-// questions are the probes that go out now.
-func (p *prober) questions() map[netip.Addr][]byte {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := time.Now()
-	for sequence, q := range p.pending {
-		if now.Sub(q.sent) > downAfter*probeInterval {
-			delete(p.pending, sequence) // too late to count
-		}
-	}
-	packets := map[netip.Addr][]byte{}
-	changed := false
-	for endpoint, c := range p.cables {
-		if !c.Probe.IsValid() {
-			continue
-		}
-		p.sequence++
-		p.pending[p.sequence] = question{endpoint: endpoint, to: c.Probe, sent: now}
-		packet := append(make([]byte, 0, probeSize), probeMagic...)
-		packet = append(packet, kindQuestion, 0, 0, 0)
-		packet = binary.BigEndian.AppendUint64(packet, p.sequence)
-		packets[c.Probe] = binary.BigEndian.AppendUint64(packet, p.mark)
-		changed = p.tracks[endpoint].probed(now) || changed
-	}
-	if changed {
-		p.poke()
-	}
-	return packets
-}
-
-func (p *prober) read(socket *net.UDPConn) error {
+// read until the socket is closed.
+func (p *prober) read(socket *net.UDPConn, l *line) {
 	buffer := make([]byte, 2*probeSize)
 	for {
 		n, from, err := socket.ReadFromUDPAddrPort(buffer)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
 		if err != nil {
-			return err
+			continue // what an ICMP message says of an earlier packet; it is told once
 		}
-		packet := buffer[:n]
-		if n != probeSize || string(packet[:4]) != probeMagic || !from.Addr().IsLinkLocalUnicast() {
-			continue
-		}
-		switch packet[4] {
-		case kindQuestion:
-			packet[4] = kindAnswer
-			_, _ = socket.WriteToUDPAddrPort(packet, netip.AddrPortFrom(from.Addr().WithZone(""), from.Port())) // lost answers are what probes are for
-		case kindAnswer:
-			if binary.BigEndian.Uint64(packet[16:]) == p.mark {
-				p.answer(binary.BigEndian.Uint64(packet[8:]), from.Addr(), time.Now())
-			}
+		if answer := p.take(buffer[:n], from.Addr(), l, time.Now()); answer != nil {
+			_, _ = socket.WriteToUDPAddrPort(answer, netip.AddrPortFrom(from.Addr().WithZone(""), from.Port())) // lost answers are what probes are for
 		}
 	}
 }
 
-func (p *prober) answer(sequence uint64, from netip.Addr, now time.Time) {
+// take a packet that came through a cable, and give the answer to it, nil where it gets none.
+func (p *prober) take(packet []byte, from netip.Addr, l *line, now time.Time) (answer []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	q, ok := p.pending[sequence]
-	if !ok || q.to.WithZone("") != from.WithZone("") {
-		return
+	if len(packet) != probeSize || string(packet[:4]) != probeMagic || from.WithZone("") != l.cable.Probe.WithZone("") {
+		return nil
 	}
-	delete(p.pending, sequence)
-	if t := p.tracks[q.endpoint]; t != nil && t.answered(now, q.sent) {
+	look := false
+	switch {
+	case packet[4] == kindQuestion:
+		look = l.told(packet[5])
+		packet[4], packet[5] = kindAnswer, p.flags()
+		answer = packet
+	case packet[4] == kindAnswer && binary.BigEndian.Uint64(packet[16:]) == p.mark:
+		unknown := l.path.RTT() == 0
+		look = l.told(packet[5])
+		look = l.path.Answer(binary.BigEndian.Uint64(packet[8:]), now) || look
+		look = look || unknown && l.path.RTT() > 0
+	}
+	if look {
 		p.poke()
 	}
+	return answer
+}
+
+// told takes the peer's flags, and reports whether they are news.
+func (l *line) told(flags byte) (changed bool) {
+	draining := flags&flagDraining != 0
+	changed = draining != l.draining
+	l.draining = draining
+	return changed
 }

@@ -1,85 +1,151 @@
 package gateway
 
 import (
+	"encoding/binary"
+	"log/slog"
+	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/gateway/cable"
 )
 
-// A script of a cable: "p" is a probe that goes out, "a" an answer to it. The state after each is one letter: c, u, d.
-func TestTrack(t *testing.T) {
-	for name, test := range map[string]struct{ script, want string }{
-		"the first answer is enough":                 {"ppa", "ccu"},
-		"one lost answer is nothing":                 {"papppa", "cuuuuu"},
-		"down after five without an answer":          {"papppppp", "cuuuuuud"},
-		"up again after two answers in a row":        {"pappppppapapa", "cuuuuuuddduuu"},
-		"one answer between losses is not enough":    {"pappppppappa", "cuuuuuuddddd"},
-		"never answered is connecting, not down":     {"pppppppppppp", "cccccccccccc"},
-		"a late answer within the limit keeps it up": {"papppppapp", "cuuuuuuuuu"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			now := time.Unix(1000, 0)
-			track := newTrack(now)
-			got := ""
-			for _, step := range test.script {
-				if step == 'p' {
-					now = now.Add(probeInterval)
-					track.probed(now)
-				} else {
-					track.answered(now, now.Add(-time.Millisecond))
-				}
-				got += string(track.health.State)[:1]
-			}
-			if got != test.want {
-				t.Errorf("%s: states %s, want %s", test.script, got, test.want)
-			}
-		})
+func testProber() *prober { return newProber(func() {}, slog.New(slog.DiscardHandler)) }
+
+const probeAddress = "fe80::1%fastnet-wabcdef"
+
+// cableTo an Endpoint, as a driver reports it.
+func cableTo(endpoint string) cable.Cable {
+	return cable.Cable{Endpoint: endpoint, PeerAddress: netip.MustParseAddrPort("192.0.2.9:51820"), Local: netip.MustParseAddr("fe80::9%fastnet-wabcdef"), Probe: netip.MustParseAddr(probeAddress)}
+}
+
+// turns of the prober for some time, in which there is no socket to be had: probes go out and none is answered.
+func (p *prober) turns(t *testing.T, from time.Time, d time.Duration) {
+	t.Helper()
+	var readers sync.WaitGroup
+	for now := from; now.Before(from.Add(d)); {
+		next := p.turn(t.Context(), now, &readers)
+		if !next.After(now) {
+			t.Fatal("the prober wants to do nothing, at once")
+		}
+		now = next
 	}
 }
 
-func TestRTTLeavesOutTheHandshake(t *testing.T) {
-	at := func(ms int) time.Time { return time.Unix(100, 0).Add(time.Duration(ms) * time.Millisecond) }
-	track := newTrack(at(0))
-	for _, step := range []struct {
-		sent, now int
-		want      time.Duration
-		changed   bool
+func probe(kind, flags byte, sequence, mark uint64) []byte {
+	packet := append([]byte(probeMagic), kind, flags, 0, 0)
+	packet = binary.BigEndian.AppendUint64(packet, sequence)
+	return binary.BigEndian.AppendUint64(packet, mark)
+}
+
+// A restart is no change of state: a cable that was up stays up, since when it was, until its probes fail.
+func TestStateIsTakenOverFromTheProcessBefore(t *testing.T) {
+	p := testProber()
+	since := metav1.NewTime(time.Unix(1000, 0))
+	p.seed([]v1alpha1.Cable{
+		{Endpoint: "c2.a", State: v1alpha1.CableUp, Since: since, RTTMilliseconds: "2.500"},
+		{Endpoint: "c2.b", State: v1alpha1.CableDown, Since: since}, {Endpoint: "c9.gone", State: v1alpha1.CableUp, Since: since},
+	})
+	p.set(cable.Report{Cables: []cable.Cable{cableTo("c2.a"), cableTo("c2.b")}})
+	health := p.health()
+	if h := health["c2.a"]; h.State != v1alpha1.CableUp || !h.Since.Equal(since.Time) || h.RTT != 2500*time.Microsecond {
+		t.Errorf("c2.a is %+v, want it up as before", h)
+	}
+	if h := health["c2.b"]; h.State != v1alpha1.CableConnecting {
+		t.Errorf("c2.b is %+v, want it connecting", h)
+	}
+	if len(health) != 2 {
+		t.Errorf("cables %v, want two", health)
+	}
+	p.turns(t, time.Now(), time.Second)
+	if h := p.health()["c2.a"]; h.State != v1alpha1.CableDown {
+		t.Errorf("without answers c2.a is %+v, want it down", h)
+	}
+}
+
+func TestAnswersCountOnlyFromThePeerTheyWereAskedOf(t *testing.T) {
+	p := testProber()
+	p.set(cable.Report{Cables: []cable.Cable{cableTo("c2.a")}})
+	start := time.Now()
+	p.turns(t, start, time.Millisecond)
+	line := p.lines["c2.a"]
+	for name, wrong := range map[string]struct {
+		packet []byte
+		from   string
 	}{
-		{0, 1000, 0, true},                        // up; the probe has waited for the handshake
-		{500, 1001, 0, false},                     // so has the next one
-		{1500, 1508, 8 * time.Millisecond, true},  // the first that has not: the time is known
-		{2000, 2016, 9 * time.Millisecond, false}, // smoothed
-		{2500, 2501, 8 * time.Millisecond, false},
+		"another address":      {probe(kindAnswer, flagDraining, 1, p.mark), "fe80::2"},
+		"never asked":          {probe(kindAnswer, 0, 7, p.mark), "fe80::1"},
+		"of an earlier start":  {probe(kindAnswer, flagDraining, 1, p.mark+1), "fe80::1"},
+		"neither of the kinds": {probe(3, flagDraining, 1, p.mark), "fe80::1"},
+		"short":                {probe(kindAnswer, flagDraining, 1, p.mark)[:23], "fe80::1"},
+		"empty":                {nil, "fe80::1"},
+		"another protocol":     {append([]byte("FNp9"), probe(kindAnswer, 0, 1, p.mark)[4:]...), "fe80::1"},
 	} {
-		if changed := track.answered(at(step.now), at(step.sent)); changed != step.changed || track.health.RTT != step.want {
-			t.Errorf("sent at %d ms, answered at %d: RTT %s, changed %t; want %s, %t", step.sent, step.now, track.health.RTT, changed, step.want, step.changed)
+		answer := p.take(wrong.packet, netip.MustParseAddr(wrong.from), line, start)
+		if h := p.health()["c2.a"]; h.State != v1alpha1.CableConnecting || h.Draining || answer != nil {
+			t.Errorf("%s: it counts, or is answered (%v): %+v", name, answer, h)
 		}
+	}
+	p.take(probe(kindAnswer, 0, 1, p.mark), netip.MustParseAddr(probeAddress), line, start.Add(time.Millisecond))
+	if p.health()["c2.a"].State != v1alpha1.CableUp {
+		t.Error("the right answer does not count")
+	}
+}
+
+func TestQuestionsAreAnsweredAsTheyWereAsked(t *testing.T) {
+	p := testProber()
+	p.set(cable.Report{Cables: []cable.Cable{cableTo("c2.a")}})
+	pokes := 0
+	p.poke = func() { pokes++ }
+	for _, flags := range []byte{0, flagDraining, flagDraining, 0} {
+		question := probe(kindQuestion, flags, 77, 12345)
+		answer := p.take(question, netip.MustParseAddr("fe80::1"), p.lines["c2.a"], time.Now())
+		if string(answer) != string(probe(kindAnswer, 0, 77, 12345)) {
+			t.Errorf("answer % x", answer)
+		}
+		if h := p.health()["c2.a"]; h.Draining != (flags != 0) || h.State != v1alpha1.CableConnecting {
+			t.Errorf("after flags %d: %+v", flags, h)
+		}
+	}
+	if pokes != 2 {
+		t.Errorf("%d pokes, want one for each change", pokes)
 	}
 }
 
 func TestAttemptsCountAddressesTried(t *testing.T) {
-	track := newTrack(time.Unix(0, 0))
-	changes := 0
-	for range attemptAfter + 1 {
-		if track.probed(time.Unix(1, 0)) {
-			changes++
-		}
+	p := testProber()
+	pokes := 0
+	p.set(cable.Report{Cables: []cable.Cable{cableTo("c2.a")}})
+	p.poke = func() { pokes++ }
+	silent := p.lines["c2.a"].cable
+	silent.PeerAddress = netip.AddrPort{}
+	p.lines["c2.a"].cable = silent
+	start := time.Now()
+	p.turns(t, start, time.Minute)
+	if h := p.health()["c2.a"]; h.Attempts != 0 {
+		t.Errorf("%d attempts where there is no address to try", h.Attempts)
 	}
-	if track.health.Attempts != 1 || changes != 1 {
-		t.Errorf("%d attempts and %d changes after %d probes, want one of each", track.health.Attempts, changes, attemptAfter+1)
+	p.lines["c2.a"].cable = cableTo("c2.a")
+	p.turns(t, start.Add(time.Minute), 3*attemptAfter+time.Second)
+	if h := p.health()["c2.a"]; h.Attempts != 3 || pokes != 3 {
+		t.Errorf("%d attempts and %d pokes, want 3 of each", h.Attempts, pokes)
 	}
 }
 
 func TestHandshakesStandInWhereThereCanBeNoProbes(t *testing.T) {
-	now := time.Unix(10000, 0)
-	track := newTrack(now)
+	now := time.Now()
+	p := testProber()
 	for _, step := range []struct {
 		last time.Time
 		want v1alpha1.CableState
 	}{{time.Time{}, v1alpha1.CableConnecting}, {now.Add(-time.Minute), v1alpha1.CableUp}, {now.Add(-handshakeLife), v1alpha1.CableDown}, {now, v1alpha1.CableUp}} {
-		if track.handshake(now, step.last); track.health.State != step.want {
-			t.Errorf("last handshake %s: %s, want %s", step.last, track.health.State, step.want)
+		p.set(cable.Report{Cables: []cable.Cable{{Endpoint: "c2.a", LastHandshake: step.last}}})
+		if h := p.health()["c2.a"]; h.State != step.want {
+			t.Errorf("last handshake %s: %s, want %s", step.last, h.State, step.want)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 
@@ -11,17 +12,17 @@ import (
 // ethernetMTU is taken where no route tells better.
 const ethernetMTU = 1500
 
-// underlayMTU is the least MTU that this node's routes to the peers have. What lies further on the way is not known:
+// underlayMTU is the least MTU that this node's routes to the addresses of a peer have. What lies further on the way is not known:
 // TCP adapts by the MSS clamp and by what routers say.
-func underlayMTU(peers []netip.Addr) int {
+func underlayMTU(addresses []netip.Addr) int {
 	least := 0
-	for _, peer := range peers {
-		routes, err := netlink.RouteGet(peer.AsSlice())
+	for _, address := range addresses {
+		routes, err := netlink.RouteGet(address.AsSlice())
 		if err != nil || len(routes) == 0 {
 			continue
 		}
 		link, err := netlink.LinkByIndex(routes[0].LinkIndex)
-		if err != nil || link.Attrs().Name == cables.WireGuardLink {
+		if err != nil || strings.HasPrefix(link.Attrs().Name, cables.LinkPrefix) {
 			continue
 		}
 		mtu := link.Attrs().MTU

@@ -378,7 +378,7 @@ func (m *metrics) observe(took time.Duration, desired Desired, changes int, err 
 		switch {
 		case route.Blackhole:
 			counts["blackhole"]++ // one stands behind every route
-		case route.Dev == cables.WireGuardLink:
+		case strings.HasPrefix(route.Dev, cables.LinkPrefix):
 			counts["gateway"]++
 		case route.Dev == LinkVXLAN:
 			counts["tunnel"]++

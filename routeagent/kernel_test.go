@@ -36,10 +36,10 @@ func TestRandomWalkBetweenPlans(t *testing.T) {
 		ip route add default via 172.18.0.1; ip -6 route add default via fd18::1
 		ip link add cni0 type bridge; ip link set cni0 up; ip addr add 10.8.1.1/24 dev cni0; ip addr add fd00:8:1::1/64 dev cni0 nodad
 		ip link add flannel.1 type vxlan id 1 local 172.18.0.2 dstport 8472; ip link set flannel.1 up
-		ip tuntap add fastnet-wg mode tun; ip link set fastnet-wg up
+		ip tuntap add fastnet-wza7xdy mode tun; ip link set fastnet-wza7xdy up
 		ip rule add priority 1000 lookup 77; ip route add 10.200.0.0/16 dev eth0 table 77; ip route add 10.9.9.0/24 dev eth0 table 64087 proto static`)
 	t.Cleanup(func() {
-		netns.Sh(t, "for link in eth0 cni0 flannel.1 fastnet-wg; do ip link delete $link; done; ip rule delete priority 1000")
+		netns.Sh(t, "for link in eth0 cni0 flannel.1 fastnet-wza7xdy; do ip link delete $link; done; ip rule delete priority 1000")
 	})
 	states := map[string]netstate.State{"empty": {}}
 	for name, snapshot := range cases() {

@@ -22,7 +22,7 @@ import (
 //	|   kube-proxy makes it B   |   |                          |   |                |   |           |
 //	|   rule 900, table 64087:  |   | rule 900, table 64087:   |   | main table:    |   |           |
 //	|   10.9.0.0/16 via gateway |   | 10.9.0.0/16              |   | the CNI's      |   |           |
-//	|   (1) eth0, or            |   |   dev fastnet-wg         |   | route to B     |   |           |
+//	|   (1) eth0, or            |   |   dev fastnet-wXXXXXX    |   | route to B     |   |           |
 //	|   (2) fastnet-vx          |   | mangle FASTNET-FORWARD:  |   |                |   |           |
 //	|   nat FASTNET-POSTROUTING:|   |   clamp the MSS          |   |                |   |           |
 //	|   ACCEPT: A stays A       |   | nat: ACCEPT              |   | nat: ACCEPT    |   |           |
@@ -157,10 +157,12 @@ func (p *planner) routes() {
 	if p.needVXLAN() {
 		p.device()
 	}
-	for _, prefix := range p.remote {
-		p.state.Routes = append(p.state.Routes, netstate.Route{Dst: prefix, Blackhole: true, Metric: BlackholeMetric})
-		if hop := path(prefix.Addr().Is6()); hop.dev != "" {
-			p.state.Routes = append(p.state.Routes, netstate.Route{Dst: prefix, Via: hop.via, Dev: hop.dev, Metric: RouteMetric})
+	for _, cluster := range p.cables.Clusters {
+		for _, prefix := range cluster.Prefixes {
+			p.state.Routes = append(p.state.Routes, netstate.Route{Dst: prefix, Blackhole: true, Metric: BlackholeMetric})
+			if hop := path(cluster, prefix.Addr().Is6()); hop.dev != "" {
+				p.state.Routes = append(p.state.Routes, netstate.Route{Dst: prefix, Via: hop.via, Dev: hop.dev, Metric: RouteMetric})
+			}
 		}
 	}
 }
@@ -170,19 +172,24 @@ type hop struct {
 	dev string // "": none
 }
 
-// path is the next hop towards the remote prefixes of a family.
-func (p *planner) path() func(v6 bool) hop {
-	nowhere := func(bool) hop { return hop{} }
+// path is the next hop towards the prefixes of a cluster, of a family.
+func (p *planner) path() func(cluster cables.Cluster, v6 bool) hop {
+	nowhere := func(cables.Cluster, bool) hop { return hop{} }
 	if p.carrier() == "" {
 		p.problem("no gateway in this cluster yet: packets for other clusters are dropped")
 		return nowhere
 	}
 	if p.carries() {
-		if p.link(cables.WireGuardLink) == nil {
-			p.problem("link %s is not there: is the gateway running on this node?", cables.WireGuardLink)
-			return nowhere
+		devices := map[string]string{}
+		for _, cluster := range p.cables.Clusters {
+			first := cluster.Gateways[0]
+			if p.link(first.Link) == nil {
+				p.problem("link %s to %s is not there: is the gateway running on this node?", first.Link, first.Name)
+				continue
+			}
+			devices[cluster.ID] = first.Link
 		}
-		return func(bool) hop { return hop{dev: cables.WireGuardLink} }
+		return func(cluster cables.Cluster, _ bool) hop { return hop{dev: devices[cluster.ID]} }
 	}
 	gateway := p.node(p.carrier())
 	if gateway == nil {
@@ -201,7 +208,7 @@ func (p *planner) path() func(v6 bool) hop {
 			hops[v6] = hop{via: tunnelAddr(gateway.Name), dev: LinkVXLAN}
 		}
 	}
-	return func(v6 bool) hop { return hops[v6] }
+	return func(_ cables.Cluster, v6 bool) hop { return hops[v6] }
 }
 
 // tunnelTo adds the entries for a gateway node behind the VXLAN device, once, and says whether it can be reached so.

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/internal/cables"
 	"github.com/fastnet-io/fastnet/internal/netstate"
 )
 
@@ -63,7 +64,7 @@ func base() Snapshot {
 // asGateway makes n1 the gateway that carries.
 func asGateway(s *Snapshot) {
 	s.Endpoints[0] = endpoint("c1", "n1", "172.18.0.2", "10.8.0.0/16", "fd00:8::/32")
-	s.Links = append(s.Links, Link{Name: "fastnet-wg", Kind: "tuntap", MTU: 1420})
+	s.Links = append(s.Links, Link{Name: cables.LinkName("c2.gw"), Kind: "tuntap", MTU: 1420})
 }
 
 // farGateway puts the gateway on another segment.
@@ -96,7 +97,7 @@ func cases() map[string]Snapshot {
 	})
 	add("gateway-that-does-not-carry", func(s *Snapshot) {
 		s.Endpoints = append(s.Endpoints, endpoint("c1", "n1", "172.18.0.2", "10.8.0.0/16"))
-		s.Links = append(s.Links, Link{Name: "fastnet-wg", Kind: "tuntap", MTU: 1420})
+		s.Links = append(s.Links, Link{Name: cables.LinkName("c2.gw"), Kind: "tuntap", MTU: 1420})
 	})
 	add("mode-tunnel-same-segment", func(s *Snapshot) { s.Mode = ModeTunnel })
 	add("mode-direct-other-segment", farGateway, func(s *Snapshot) { s.Mode = ModeDirect })
@@ -197,7 +198,7 @@ func TestBothEndsAgreeOnTheVXLANDevice(t *testing.T) {
 			}
 			own = append(own, netip.PrefixFrom(addr, bits))
 		}
-		gateway.Links = []Link{{Name: "eth0", Kind: "veth", MTU: 1500, Addresses: own}, {Name: "fastnet-wg", Kind: "tuntap"}}
+		gateway.Links = []Link{{Name: "eth0", Kind: "veth", MTU: 1500, Addresses: own}, {Name: cables.LinkName("c2.gw"), Kind: "tuntap"}}
 		if w, g := len(Plan(worker).State.Links), len(Plan(gateway).State.Links); w > g {
 			t.Errorf("%s: the worker has %d VXLAN devices, its gateway %d", name, w, g)
 		}

@@ -50,10 +50,10 @@ func command() *cobra.Command {
 	shared.StringVar(&config.Node, "node", os.Getenv("NODE_NAME"), "name of this node (default: $NODE_NAME)")
 	flags.StringSliceVar(&config.Prefixes, "prefixes", nil, "pod and service CIDRs of this cluster, both families, comma separated")
 	flags.StringVar(&config.Driver, "driver", gateway.DriverWireGuard, "cable driver: wireguard")
-	flags.Uint16Var(&config.Port, "port", 51820, "UDP port for peers")
+	flags.Uint16Var(&config.Port, "port", 51820, "first UDP port for peers; each peer has one of its own, from here upwards")
 	flags.StringSliceVar(&config.Addresses, "addresses", nil, "addresses of this node for peers (default: the Node's ExternalIPs and InternalIPs)")
 	flags.StringVar(&config.HTTPAddress, "http-address", ":9471", "address for /metrics, /healthz, /readyz and /debug/plan")
-	shared.StringVar(&config.StateDir, "state-dir", "/var/lib/fastnet", "directory that holds the private key")
+	shared.StringVar(&config.StateDir, "state-dir", "/var/lib/fastnet", "directory that holds the private key and the peers' ports")
 	shared.TextVar(&level, "log-level", slog.LevelInfo, "least level logged: debug, info, warn or error")
 	root.AddCommand(&cobra.Command{
 		Use:   "cleanup",

@@ -13,10 +13,6 @@ import (
 
 // Config is the set of cables a gateway should have.
 type Config struct {
-	// Port (UDP) to listen on.
-	Port uint16
-	// MTU of the driver's device, in bytes.
-	MTU int
 	// Peers, one for each Endpoint of another cluster, sorted by name.
 	Peers []Peer
 }
@@ -26,11 +22,18 @@ type Peer struct {
 	// Endpoint is the name of the peer's Endpoint object.
 	Endpoint  string
 	ClusterID string
+	// Link is the name of the device that leads to it.
+	Link string
+	// Port (UDP) at which we await it.
+	Port uint16
+	// MTU of the device, in bytes.
+	MTU int
 	// PublicKey in the driver's own form.
 	PublicKey string
 	// Address to reach it at; invalid while none is known: then the peer may still come to us.
 	Address netip.AddrPort
-	// Prefixes that lie behind the peer. No two peers' overlap. What comes from the peer with another source is dropped.
+	// Prefixes that lie behind the peer. Those of two peers are the same where both are gateways of one cluster. What comes
+	// from the peer with another source is dropped.
 	Prefixes []netip.Prefix
 }
 
@@ -39,8 +42,9 @@ type Cable struct {
 	Endpoint string
 	// PeerAddress that packets go to now, as the driver has learned it.
 	PeerAddress netip.AddrPort
-	// Probe is the peer's address inside the cable, with the device as its zone; invalid where the kernel has no IPv6.
-	Probe netip.Addr
+	// Local and Probe are the addresses of this end and of the peer inside the cable, with the device as their zone; invalid
+	// where the kernel has no IPv6.
+	Local, Probe netip.Addr
 	// LastHandshake is zero before the first.
 	LastHandshake time.Time
 	// Sent and Received bytes of the cable, headers of the tunnel included.
@@ -51,8 +55,6 @@ type Cable struct {
 type Report struct {
 	// Driver with its implementation: "wireguard" or "wireguard (in-process)".
 	Driver string
-	// Probe is this end's address inside all cables; invalid where the kernel has no IPv6.
-	Probe  netip.Addr
 	Cables []Cable
 }
 
@@ -74,13 +76,13 @@ type Driver interface {
 // String is the configuration as text, for goldens and the debug page.
 func (c Config) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "listen port %d, mtu %d\n", c.Port, c.MTU)
 	for _, peer := range c.Peers {
 		address := "(none)"
 		if peer.Address.IsValid() {
 			address = peer.Address.String()
 		}
-		fmt.Fprintf(&b, "peer %s (cluster %s): public key %s, address %s, allowed %v\n", peer.Endpoint, peer.ClusterID, peer.PublicKey, address, peer.Prefixes)
+		fmt.Fprintf(&b, "peer %s (cluster %s): link %s, listen port %d, mtu %d, public key %s, address %s, allowed %v\n",
+			peer.Endpoint, peer.ClusterID, peer.Link, peer.Port, peer.MTU, peer.PublicKey, address, peer.Prefixes)
 	}
 	return b.String()
 }

@@ -2,6 +2,10 @@
 // inside this process, on a TUN device. wgctrl configures both in the same way, over netlink or over the socket
 // /var/run/wireguard/DEVICE.sock.
 //
+// Each peer has a device of its own: WireGuard gives a prefix to one peer of a device, and takes packets with a source in
+// it from that peer alone, while the prefixes of a cluster lie behind all its gateways. All devices have the one private
+// key of this gateway, and each a UDP port of its own.
+//
 // The TUN device is persistent: when this process ends, however it ends, the device and the routes into it stay, and
 // packets for other clusters wait or are dropped there instead of leaving in clear by another way. The next process
 // takes the device over.
@@ -40,10 +44,14 @@ const Overhead = 80
 // keepalive holds the mappings of address translators open on the way to a peer.
 const keepalive = 25 * time.Second
 
+// anchor is the one IPv4 address of every device, the same on all nodes and never in a packet: on a device without any, the
+// kernel's reverse path filter is strict even where it is set to loose, and drops what comes back by another gateway.
+const anchor = "169.254.250.87/32"
+
 // Config of the driver.
 type Config struct {
-	// Link is the device's name. No other link may begin with it.
-	Link string
+	// LinkPrefix begins the names of all devices, and of no other link.
+	LinkPrefix string
 	// KeyFile holds the private key; it is made where there is none.
 	KeyFile string
 	// InProcess uses wireguard-go even where the kernel has WireGuard.
@@ -56,11 +64,17 @@ type Driver struct {
 	config Config
 	kernel *netstate.Kernel
 
-	mu      sync.Mutex
-	process *process                       // in-process device, nil when none runs
-	kind    string                         // netstate.KindWireGuard or KindTUN, "" until known
-	applied map[wgtypes.Key]netip.AddrPort // addresses that were set, so that a roaming peer is not called back
-	byKey   map[wgtypes.Key]cable.Peer     // of the last configuration
+	mu        sync.Mutex
+	kind      string                    // netstate.KindWireGuard or KindTUN, "" until known
+	processes map[string]*process       // in-process devices that run, by link
+	applied   map[string]netip.AddrPort // peers' addresses that were set, by link, so that a roaming peer is not called back
+	peers     []peer                    // of the last configuration
+}
+
+// peer with its key read.
+type peer struct {
+	cable.Peer
+	key wgtypes.Key
 }
 
 var _ cable.Driver = (*Driver)(nil)
@@ -68,8 +82,8 @@ var _ cable.Driver = (*Driver)(nil)
 // New makes a driver that does nothing yet.
 func New(c Config) *Driver {
 	return &Driver{
-		config: c, kernel: netstate.New(netstate.Scope{LinkPrefix: c.Link}, nil),
-		applied: map[wgtypes.Key]netip.AddrPort{}, byKey: map[wgtypes.Key]cable.Peer{},
+		config: c, kernel: netstate.New(netstate.Scope{LinkPrefix: c.LinkPrefix}, nil),
+		processes: map[string]*process{}, applied: map[string]netip.AddrPort{},
 	}
 }
 
@@ -91,7 +105,7 @@ func ProbeAddress(key wgtypes.Key) netip.Addr {
 	return netip.AddrFrom16(addr)
 }
 
-// Apply makes the device and its peers as the configuration says.
+// Apply makes the devices as the configuration says. What is wrong with one is no reason not to make the others.
 func (d *Driver) Apply(ctx context.Context, c cable.Config) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -102,23 +116,66 @@ func (d *Driver) Apply(ctx context.Context, c cable.Config) error {
 	if err := d.decideKind(); err != nil {
 		return err
 	}
-	link := netstate.Link{Name: d.config.Link, Kind: d.kind, MTU: c.MTU}
-	if hasIPv6() {
-		link.Addresses = []netip.Prefix{netip.PrefixFrom(ProbeAddress(private.PublicKey()), 64)}
+	var problems []error
+	d.peers, problems = readKeys(c.Peers, private.PublicKey())
+	var desired netstate.State
+	for _, peer := range d.peers {
+		link := netstate.Link{Name: peer.Link, Kind: d.kind, MTU: peer.MTU, Addresses: []netip.Prefix{netip.MustParsePrefix(anchor)}}
+		if hasIPv6() {
+			link.Addresses = append(link.Addresses, netip.PrefixFrom(ProbeAddress(private.PublicKey()), 64))
+		}
+		desired.Links = append(desired.Links, link)
 	}
-	changes, err := d.kernel.Apply(ctx, netstate.State{Links: []netstate.Link{link}})
-	if len(changes) > 0 {
-		d.config.Log.Info("device changed", "changes", changes)
-	}
-	if err != nil {
-		return err
-	}
-	if d.kind == netstate.KindTUN {
-		if err := d.ensureProcess(c.MTU); err != nil {
-			return err
+	for link, process := range d.processes {
+		if !slices.ContainsFunc(d.peers, func(p peer) bool { return p.Link == link }) {
+			problems = append(problems, process.close())
+			delete(d.processes, link)
 		}
 	}
-	return d.configure(private, c)
+	changes, err := d.kernel.Apply(ctx, desired)
+	if len(changes) > 0 {
+		d.config.Log.Info("devices changed", "changes", changes)
+	}
+	if err != nil {
+		problems = append(problems, err)
+	}
+	control, err := wgctrl.New()
+	if err != nil {
+		return errors.Join(append(problems, fmt.Errorf("configure devices: %w", err))...)
+	}
+	defer control.Close()
+	for _, peer := range d.peers {
+		if d.kind == netstate.KindTUN {
+			if err := d.ensureProcess(peer.Link, peer.MTU); err != nil {
+				problems = append(problems, err)
+				continue
+			}
+		}
+		if err := d.configure(control, private, peer); err != nil {
+			delete(d.applied, peer.Link)
+			problems = append(problems, fmt.Errorf("configure %s for %s: %w", peer.Link, peer.Endpoint, err))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// readKeys leaves out peers that can have no cable, and says why.
+func readKeys(all []cable.Peer, own wgtypes.Key) (peers []peer, problems []error) {
+	byKey := map[wgtypes.Key]string{own: "this gateway"}
+	for _, p := range all {
+		key, err := wgtypes.ParseKey(p.PublicKey)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("peer %s: its public key is none: %w", p.Endpoint, err))
+			continue
+		}
+		if other := byKey[key]; other != "" {
+			problems = append(problems, fmt.Errorf("peer %s has the key of %s: no cable", p.Endpoint, other))
+			continue
+		}
+		byKey[key] = p.Endpoint
+		peers = append(peers, peer{p, key})
+	}
+	return peers, problems
 }
 
 // decideKind finds out once whether the kernel has WireGuard: by making a device, the only way that is always right (it
@@ -132,7 +189,7 @@ func (d *Driver) decideKind() error {
 		return nil
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = d.config.Link + "0" // begins with our prefix: if we are killed here, the next Apply sweeps it
+	attrs.Name = d.config.LinkPrefix + "-try" // our prefix: if we are killed here, the next Apply sweeps it
 	err := netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs})
 	switch {
 	case err == nil || errors.Is(err, unix.EEXIST):
@@ -152,98 +209,64 @@ func (d *Driver) decideKind() error {
 	return nil
 }
 
-func (d *Driver) configure(private wgtypes.Key, c cable.Config) error {
-	control, err := wgctrl.New()
+// configure makes a device have one peer. What is right already is not touched.
+func (d *Driver) configure(control *wgctrl.Client, private wgtypes.Key, peer peer) error {
+	have, err := control.Device(peer.Link)
 	if err != nil {
-		return fmt.Errorf("configure %s: %w", d.config.Link, err)
+		return err
 	}
-	defer control.Close()
-	have, err := control.Device(d.config.Link)
-	if err != nil {
-		return fmt.Errorf("configure %s: %w", d.config.Link, err)
-	}
-	port := int(c.Port)
 	config := wgtypes.Config{}
 	if have.PrivateKey != private {
 		config.PrivateKey = &private
 	}
-	if have.ListenPort != port {
+	if port := int(peer.Port); have.ListenPort != port {
 		config.ListenPort = &port
 	}
-	byKey := map[wgtypes.Key]cable.Peer{}
-	var problems []error
-	for _, peer := range c.Peers {
-		key, err := wgtypes.ParseKey(peer.PublicKey)
-		switch {
-		case err != nil:
-			problems = append(problems, fmt.Errorf("peer %s: its public key is none: %w", peer.Endpoint, err))
-			continue
-		case key == private.PublicKey():
-			problems = append(problems, fmt.Errorf("peer %s has our own key", peer.Endpoint))
-			continue
-		case byKey[key].Endpoint != "":
-			problems = append(problems, fmt.Errorf("peers %s and %s have one key: only the first is used", byKey[key].Endpoint, peer.Endpoint))
-			continue
-		}
-		byKey[key] = peer
+	allowed := []net.IPNet{toIPNet(netip.PrefixFrom(ProbeAddress(peer.key), 128))}
+	for _, prefix := range peer.Prefixes {
+		allowed = append(allowed, toIPNet(prefix))
 	}
-	existing := map[wgtypes.Key]wgtypes.Peer{}
-	for _, peer := range have.Peers {
-		existing[peer.PublicKey] = peer
-		if _, ok := byKey[peer.PublicKey]; !ok {
-			config.Peers = append(config.Peers, wgtypes.PeerConfig{PublicKey: peer.PublicKey, Remove: true})
-			delete(d.applied, peer.PublicKey)
+	// Without an address there is nobody to keep alive, and a handshake that cannot be sent is not tried again for 5 s, when the
+	// address may have come.
+	var interval time.Duration
+	if peer.Address.IsValid() {
+		interval = keepalive
+	}
+	update := wgtypes.PeerConfig{PublicKey: peer.key}
+	changed := true
+	var is wgtypes.Peer
+	for _, other := range have.Peers {
+		if other.PublicKey == peer.key {
+			is, changed, update.UpdateOnly = other, false, true
+		} else {
+			config.Peers = append(config.Peers, wgtypes.PeerConfig{PublicKey: other.PublicKey, Remove: true})
+			delete(d.applied, peer.Link)
 		}
 	}
-	for key, peer := range byKey {
-		allowed := []net.IPNet{toIPNet(netip.PrefixFrom(ProbeAddress(key), 128))}
-		for _, prefix := range peer.Prefixes {
-			allowed = append(allowed, toIPNet(prefix))
-		}
-		interval := keepalive
-		is, known := existing[key]
-		update := wgtypes.PeerConfig{PublicKey: key, UpdateOnly: known}
-		changed := !known
-		if !known || !sameNets(is.AllowedIPs, allowed) {
-			update.ReplaceAllowedIPs, update.AllowedIPs = true, allowed
-			changed = true
-		}
-		if is.PersistentKeepaliveInterval != interval {
-			update.PersistentKeepaliveInterval = &interval
-			changed = true
-		}
-		if peer.Address.IsValid() && (!known || is.Endpoint == nil || d.applied[key] != peer.Address) {
-			update.Endpoint = net.UDPAddrFromAddrPort(peer.Address)
-			d.applied[key] = peer.Address
-			changed = true
-		}
-		if changed {
-			config.Peers = append(config.Peers, update)
+	if !update.UpdateOnly || !sameNets(is.AllowedIPs, allowed) {
+		update.ReplaceAllowedIPs, update.AllowedIPs, changed = true, allowed, true
+	}
+	if is.PersistentKeepaliveInterval != interval {
+		update.PersistentKeepaliveInterval, changed = &interval, true
+	}
+	if peer.Address.IsValid() && (is.Endpoint == nil || d.applied[peer.Link] != peer.Address) {
+		update.Endpoint, changed = net.UDPAddrFromAddrPort(peer.Address), true
+	}
+	if changed {
+		config.Peers = append(config.Peers, update)
+	}
+	if config.PrivateKey != nil || config.ListenPort != nil || len(config.Peers) > 0 {
+		if err := control.ConfigureDevice(peer.Link, config); err != nil {
+			return err
 		}
 	}
-	// Removals first, so that a prefix that moves from one peer to another is free by then.
-	slices.SortStableFunc(config.Peers, func(a, b wgtypes.PeerConfig) int {
-		switch {
-		case a.Remove == b.Remove:
-			return strings.Compare(a.PublicKey.String(), b.PublicKey.String())
-		case a.Remove:
-			return -1
-		default:
-			return 1
-		}
-	})
-	d.byKey = byKey
-	if config.PrivateKey == nil && config.ListenPort == nil && len(config.Peers) == 0 {
-		return errors.Join(problems...)
+	if update.Endpoint != nil {
+		d.applied[peer.Link] = peer.Address
 	}
-	if err := control.ConfigureDevice(d.config.Link, config); err != nil {
-		d.applied = map[wgtypes.Key]netip.AddrPort{}
-		problems = append(problems, fmt.Errorf("configure %s: %w", d.config.Link, err))
-	}
-	return errors.Join(problems...)
+	return nil
 }
 
-// Report asks the device. Without one there are no cables, which is no error.
+// Report asks the devices. One that is missing is a cable that does not exist, which is no error.
 func (d *Driver) Report(context.Context) (cable.Report, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -253,45 +276,40 @@ func (d *Driver) Report(context.Context) (cable.Report, error) {
 	}
 	control, err := wgctrl.New()
 	if err != nil {
-		return report, fmt.Errorf("read %s: %w", d.config.Link, err)
+		return report, fmt.Errorf("read devices: %w", err)
 	}
 	defer control.Close()
-	have, err := control.Device(d.config.Link)
-	if errors.Is(err, os.ErrNotExist) {
-		return report, nil
-	}
-	if err != nil {
-		return report, fmt.Errorf("read %s: %w", d.config.Link, err)
-	}
-	zone := func(key wgtypes.Key) netip.Addr {
-		if !hasIPv6() {
-			return netip.Addr{}
+	var problems []error
+	for _, peer := range d.peers {
+		have, err := control.Device(peer.Link)
+		if err != nil {
+			if !errors.Is(err, os.ErrNotExist) {
+				problems = append(problems, fmt.Errorf("read %s: %w", peer.Link, err))
+			}
+			continue
 		}
-		return ProbeAddress(key).WithZone(d.config.Link)
-	}
-	report.Probe = zone(have.PublicKey)
-	for _, peer := range have.Peers {
-		c := cable.Cable{
-			Endpoint: d.byKey[peer.PublicKey].Endpoint, Probe: zone(peer.PublicKey),
-			LastHandshake: peer.LastHandshakeTime, Sent: peer.TransmitBytes, Received: peer.ReceiveBytes,
+		i := slices.IndexFunc(have.Peers, func(is wgtypes.Peer) bool { return is.PublicKey == peer.key })
+		if i < 0 {
+			continue
 		}
-		if c.Endpoint == "" {
-			continue // of a configuration before ours
+		is := have.Peers[i]
+		c := cable.Cable{Endpoint: peer.Endpoint, Sent: is.TransmitBytes, Received: is.ReceiveBytes}
+		if hasIPv6() {
+			c.Local, c.Probe = ProbeAddress(have.PublicKey).WithZone(peer.Link), ProbeAddress(peer.key).WithZone(peer.Link)
 		}
-		if peer.LastHandshakeTime.Unix() <= 0 {
-			c.LastHandshake = time.Time{}
+		if is.LastHandshakeTime.Unix() > 0 {
+			c.LastHandshake = is.LastHandshakeTime
 		}
-		if peer.Endpoint != nil {
-			address := peer.Endpoint.AddrPort()
+		if is.Endpoint != nil {
+			address := is.Endpoint.AddrPort()
 			c.PeerAddress = netip.AddrPortFrom(address.Addr().Unmap(), address.Port())
 		}
 		report.Cables = append(report.Cables, c)
 	}
-	slices.SortFunc(report.Cables, func(a, b cable.Cable) int { return strings.Compare(a.Endpoint, b.Endpoint) })
-	return report, nil
+	return report, errors.Join(problems...)
 }
 
-// Remove takes the device and the key away.
+// Remove takes the devices and the key away.
 func (d *Driver) Remove(ctx context.Context) error {
 	err := d.Close()
 	_, linkErr := d.kernel.Apply(ctx, netstate.State{})
@@ -302,16 +320,16 @@ func (d *Driver) Remove(ctx context.Context) error {
 	return errors.Join(err, linkErr, keyErr)
 }
 
-// Close ends the in-process device; the TUN and its routes stay. A kernel device works on by itself.
+// Close ends the in-process devices; the TUN devices and their routes stay. Kernel devices work on by themselves.
 func (d *Driver) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.process == nil {
-		return nil
+	var problems []error
+	for _, process := range d.processes {
+		problems = append(problems, process.close())
 	}
-	err := d.process.close()
-	d.process = nil
-	return err
+	clear(d.processes)
+	return errors.Join(problems...)
 }
 
 // process is wireguard-go in this process.
@@ -321,31 +339,31 @@ type process struct {
 	index  int
 }
 
-// ensureProcess attaches wireguard-go to the TUN device, unless it is attached already to this very one.
-func (d *Driver) ensureProcess(mtu int) error {
-	link, err := netlink.LinkByName(d.config.Link)
+// ensureProcess attaches wireguard-go to a TUN device, unless it is attached already to this very one.
+func (d *Driver) ensureProcess(name string, mtu int) error {
+	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("in-process WireGuard: %w", err)
 	}
-	if d.process != nil {
+	if running := d.processes[name]; running != nil {
 		select {
-		case <-d.process.device.Wait():
+		case <-running.device.Wait():
 		default:
-			if d.process.index == link.Attrs().Index {
+			if running.index == link.Attrs().Index {
 				return nil
 			}
 		}
-		d.config.Log.Warn("in-process WireGuard lost its device: starting anew", "error", d.process.close())
-		d.process = nil
+		d.config.Log.Warn("in-process WireGuard lost its device: starting anew", "link", name, "error", running.close())
+		delete(d.processes, name)
 	}
-	d.applied = map[wgtypes.Key]netip.AddrPort{}
-	device, err := start(d.config.Link, mtu, d.config.Log)
+	delete(d.applied, name)
+	process, err := start(name, mtu, d.config.Log)
 	if err != nil {
 		return fmt.Errorf("in-process WireGuard: %w", err)
 	}
-	device.index = link.Attrs().Index
-	d.process = device
-	d.config.Log.Info("in-process WireGuard runs: this kernel has none", "link", d.config.Link)
+	process.index = link.Attrs().Index
+	d.processes[name] = process
+	d.config.Log.Info("in-process WireGuard runs: this kernel has none", "link", name)
 	return nil
 }
 

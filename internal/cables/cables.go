@@ -359,7 +359,3 @@ func ParsePrefixes(texts []string) ([]netip.Prefix, error) {
 	slices.SortFunc(prefixes, netip.Prefix.Compare)
 	return prefixes, nil
 }
-
-// WireGuardLink is the name of the wireguard driver's device. The gateway makes it; the route agent of the same node
-// routes into it. (Prefix "fastnet-": every device of ours.)
-const WireGuardLink = "fastnet-wg"

@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/internal/cables"
 )
 
 // The world of these tests. Both families everywhere; only IPv4 is drawn.
@@ -205,16 +206,45 @@ func (w *world) create(t *testing.T, cluster, collection string, o any) {
 	}
 }
 
-// mirror does once what the agents do all the time.
+// mirror does what the agents do, until the test ends: it copies an Endpoint of one cluster into another, and its changes
+// (the ports at which it awaits others).
 func (w *world) mirror(t *testing.T, from, node, to string) {
 	t.Helper()
-	var endpoint v1alpha1.Endpoint
-	Eventually(t, 15*time.Second, "Endpoint of "+from, func() error {
-		return w.call(from, "GET", endpointsURL+"/"+from+"."+node, nil, &endpoint)
-	})
-	copied := v1alpha1.Endpoint{Spec: endpoint.Spec}
-	copied.Name, copied.Namespace = endpoint.Name, endpoint.Namespace
-	w.create(t, to, endpointsURL, copied)
+	name := from + "." + node
+	copied := v1alpha1.Endpoint{}
+	copy := func() error {
+		var endpoint v1alpha1.Endpoint
+		if err := w.call(from, "GET", endpointsURL+"/"+name, nil, &endpoint); err != nil || cmp.Equal(endpoint.Spec, copied.Spec) {
+			return err
+		}
+		wanted := v1alpha1.Endpoint{Spec: endpoint.Spec}
+		wanted.Name, wanted.Namespace = endpoint.Name, endpoint.Namespace
+		method, path := "PUT", endpointsURL+"/"+name
+		if copied.Name == "" {
+			method, path = "POST", endpointsURL
+		}
+		if err := w.call(to, method, path, wanted, nil); err != nil {
+			return err
+		}
+		copied = wanted
+		return nil
+	}
+	Eventually(t, 15*time.Second, "Endpoint of "+from, copy)
+	done, stop := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(stop); <-done })
+	go func() {
+		defer close(done)
+		ticker := time.NewTicker(50 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-ticker.C:
+				_ = copy() // the API server may be about to be forbidden or gone; the next turn tries again
+			}
+		}
+	}()
 }
 
 func (w *world) cable(cluster, node string) (v1alpha1.Cable, error) {
@@ -331,6 +361,13 @@ func TestDataPath(t *testing.T) {
 		t.Errorf("cable of c1 is %+v", up)
 	}
 
+	// Before a node knows of other clusters it treats their addresses as it treats any: nobody may ask for them until then.
+	for name, node := range w.nodes {
+		Eventually(t, 10*time.Second, "rules of "+name, func() error {
+			_, err := node.Try("ip rule | grep -q 64087; ip -6 rule | grep -q 64087")
+			return err
+		})
+	}
 	servers := map[string]*Process{}
 	for name, pod := range w.pods {
 		servers[name] = pod.Start(t, "server")
@@ -352,7 +389,7 @@ func TestDataPath(t *testing.T) {
 	})
 	t.Run("direct on one segment, VXLAN on two", func(t *testing.T) {
 		for node, want := range map[string]string{
-			"w1": "10.9.0.0/16 via 172.31.1.2 dev eth0 proto 250 metric 50", "w2": "10.8.0.0/16 via inet6 fe80:", "g1": "10.9.0.0/16 dev fastnet-wg",
+			"w1": "10.9.0.0/16 via 172.31.1.2 dev eth0 proto 250 metric 50", "w2": "10.8.0.0/16 via inet6 fe80:", "g1": "10.9.0.0/16 dev " + cables.LinkName("c2.g2"),
 		} {
 			if routes := w.nodes[node].Sh(t, "ip route show table 64087"); !strings.Contains(routes, want) || !strings.Contains(routes, "blackhole") {
 				t.Errorf("routes of %s, want %q and a blackhole:\n%s", node, want, routes)
@@ -394,7 +431,7 @@ func TestDataPath(t *testing.T) {
 		goesOn()
 		for _, node := range []string{"g1", "g2"} {
 			w.gateways[node].Kill()
-			if out := w.nodes[node].Sh(t, "ip route show table 64087"); !strings.Contains(out, "dev fastnet-wg") {
+			if out := w.nodes[node].Sh(t, "ip route show table 64087"); !strings.Contains(out, "dev fastnet-w") {
 				t.Errorf("after its gateway was killed %s has the routes\n%s", node, out)
 			}
 			w.startGateway(node)
@@ -410,16 +447,15 @@ func TestDataPath(t *testing.T) {
 			stream.Signal(t, syscall.SIGTERM)
 			stream.Wait(t, 5*time.Second)
 		}
-		if c, err := w.cable("c1", "g1"); err != nil || c.State != v1alpha1.CableUp || !c.Since.Equal(&up.Since) {
-			t.Errorf("after the restarts the cable is %+v (%v), want up since %s as before", c, err, up.Since)
-		}
+		w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 5*time.Second)
 	})
 	t.Run("a device that vanishes is made again, and in between all is dropped", func(t *testing.T) {
-		w.nodes["g1"].Sh(t, "ip link delete fastnet-wg")
+		w.nodes["g1"].Sh(t, "ip link delete "+cables.LinkName("c2.g2"))
 		Eventually(t, 5*time.Second, "pods reach each other again", func() error {
 			_, _, err := ask(w.pods["w1"], nodes["w2"].pod4())
 			return err
 		})
+		w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 10*time.Second)
 	})
 	t.Run("a cut cable is down, and up again when healed", func(t *testing.T) {
 		w.wan.Sh(t, "ip link set to-g2 down")
