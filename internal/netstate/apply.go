@@ -355,9 +355,15 @@ func neighbour(linkName, hardware string) (netlink.Neigh, error) {
 
 // ---- routes and rules
 
+// kernelRoute is a route as the kernel has it, with the ID of its group.
+type kernelRoute struct {
+	Route
+	group uint32
+}
+
 // ownRoutes reads the kernel's dump itself: the netlink library knows nothing of nexthop groups. Groups have the names
 // given for their IDs; others, from before, are "id N".
-func (k *Kernel) ownRoutes(groups map[string]uint32) ([]Route, error) {
+func (k *Kernel) ownRoutes(groups map[string]uint32) ([]kernelRoute, error) {
 	links, err := linkNames()
 	if err != nil {
 		return nil, err
@@ -366,7 +372,7 @@ func (k *Kernel) ownRoutes(groups map[string]uint32) ([]Route, error) {
 	for name, id := range groups {
 		names[id] = name
 	}
-	var routes []Route
+	var routes []kernelRoute
 	for _, v6 := range []bool{false, true} {
 		messages, err := whole(func() ([][]byte, error) {
 			req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
@@ -393,13 +399,14 @@ func (k *Kernel) ownRoutes(groups map[string]uint32) ([]Route, error) {
 			if int(number(attrs[unix.RTA_TABLE])) != k.scope.Table {
 				continue
 			}
-			route := Route{Dst: defaultRoute(v6), Blackhole: head.Type == unix.RTN_BLACKHOLE, Metric: int(number(attrs[unix.RTA_PRIORITY]))}
+			route := kernelRoute{Route: Route{Dst: defaultRoute(v6), Blackhole: head.Type == unix.RTN_BLACKHOLE, Metric: int(number(attrs[unix.RTA_PRIORITY]))}}
 			if dst, ok := netip.AddrFromSlice(attrs[unix.RTA_DST]); ok {
 				route.Dst = netip.PrefixFrom(dst, int(head.Dst_len))
 			}
 			switch id := number(attrs[rtaNHID]); {
 			case route.Blackhole:
 			case id != 0:
+				route.group = id
 				if route.Group = names[id]; route.Group == "" {
 					route.Group = fmt.Sprintf("id %d", id)
 				}
@@ -464,9 +471,13 @@ func (k *Kernel) addRoute(req *nl.NetlinkRequest, r Route) {
 
 func (k *Kernel) routes(_ context.Context, want State) (changes []string, err error) {
 	_, groups := want.ids()
-	have, err := k.ownRoutes(groups)
+	dump, err := k.ownRoutes(groups)
 	if err != nil {
 		return nil, err
+	}
+	var have []Route
+	for _, route := range dump {
+		have = append(have, route.Route)
 	}
 	var errs []error
 	remove := func(r Route) {

@@ -235,14 +235,21 @@ func TestWatchPokes(t *testing.T) {
 		})
 	}()
 	// Until the watch has begun a change is not seen, so it is made again and again.
-	for made := false; !made; {
-		netns.Sh(t, "ip link add fastnet-w type bridge; ip link delete fastnet-w")
-		select {
-		case <-poked:
-			made = true
-		case err := <-watching:
-			t.Fatal(err)
-		default:
+	pokes := func(change string) {
+		t.Helper()
+		for made := false; !made; {
+			netns.Sh(t, change)
+			select {
+			case <-poked:
+				made = true
+			case err := <-watching:
+				t.Fatal(err)
+			default:
+			}
 		}
 	}
+	pokes("ip link add fastnet-w type bridge; ip link delete fastnet-w")
+	netns.Sh(t, "ip link add other0 type bridge; ip addr add 192.0.2.1/24 dev other0")
+	t.Cleanup(func() { netns.Sh(t, "ip link delete other0") })
+	pokes("ip link set other0 up; ip link set other0 down")
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -280,6 +281,52 @@ func linkNames() (map[int]string, error) {
 		names[link.Attrs().Index] = link.Attrs().Name
 	}
 	return names, nil
+}
+
+// Observed is what the kernel has of an owner's paths.
+type Observed struct {
+	// Lines as Text has them.
+	Lines []string
+	// InUse are the next hops that the routes lead to, by their prefixes.
+	InUse map[netip.Prefix][]Nexthop
+}
+
+// Observe reads nexthops, groups and routes. Groups are named as in the state.
+func (k *Kernel) Observe(want State) (Observed, error) {
+	seen := Observed{InUse: map[netip.Prefix][]Nexthop{}}
+	_, groups := want.ids()
+	have, err := k.ownPaths()
+	if err != nil {
+		return seen, err
+	}
+	routes, err := k.ownRoutes(groups)
+	if err != nil {
+		return seen, err
+	}
+	names := map[uint32]string{}
+	for name, id := range groups {
+		names[id] = name
+	}
+	for _, id := range slices.Sorted(maps.Keys(have.nexthops)) {
+		seen.Lines = append(seen.Lines, nexthopLine(id, have.nexthops[id], k.scope))
+	}
+	for _, id := range slices.Sorted(maps.Keys(have.groups)) {
+		seen.Lines = append(seen.Lines, have.groups[id].line(id, names[id], k.scope))
+	}
+	slices.SortFunc(routes, func(a, b kernelRoute) int { return cmp.Or(a.Dst.Compare(b.Dst), cmp.Compare(a.Metric, b.Metric)) })
+	for _, route := range routes {
+		seen.Lines = append(seen.Lines, route.String())
+		switch {
+		case route.Blackhole:
+		case route.group == 0:
+			seen.InUse[route.Dst] = append(seen.InUse[route.Dst], Nexthop{IPv6: route.Dst.Addr().Is6(), Via: route.Via, Dev: route.Dev})
+		default:
+			for _, member := range have.groups[route.group].members {
+				seen.InUse[route.Dst] = append(seen.InUse[route.Dst], have.nexthops[member])
+			}
+		}
+	}
+	return seen, nil
 }
 
 // Regroup makes the nexthops that are missing and exchanges the members of groups that differ; it removes nothing, and

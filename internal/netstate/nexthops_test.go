@@ -189,10 +189,43 @@ func TestRegroupIsOneStep(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, name := range []string{"c2/ipv4", "c2/ipv6"} {
-			if !slices.ContainsFunc(routes, func(r Route) bool { return r.Group == name }) || len(has.groups[groups[name]].members) != 1 {
+			if !slices.ContainsFunc(routes, func(r kernelRoute) bool { return r.Group == name }) || len(has.groups[groups[name]].members) != 1 {
 				t.Fatalf("look %d: routes %v, group %s has members %v", looks, routes, name, has.groups[groups[name]].members)
 			}
 		}
+	}
+}
+
+// What the debug page shows, and what a process that starts finds in use.
+func TestObserve(t *testing.T) {
+	k := newKernel(t)
+	bridge(t)
+	want := spread(0, 2)
+	straight := Route{Dst: netip.MustParsePrefix("10.10.0.0/16"), Via: want.Nexthops[1].Via, Dev: "br0", Metric: 50}
+	want.Routes = append(want.Routes, straight)
+	if _, err := k.Apply(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	seen, err := k.Observe(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := want.Text(scope)
+	for _, line := range seen.Lines {
+		if !strings.Contains(text, line+"\n") {
+			t.Errorf("%q is not in\n%s", line, text)
+		}
+	}
+	if len(seen.Lines) != len(want.Nexthops)+len(want.Groups)+len(want.Routes) {
+		t.Errorf("observed:\n%s", strings.Join(seen.Lines, "\n"))
+	}
+	inUse := map[netip.Prefix][]Nexthop{straight.Dst: {want.Nexthops[1]}, want.Routes[0].Dst: want.Groups[0].Members, want.Routes[2].Dst: want.Groups[1].Members}
+	for dst, hops := range inUse {
+		slices.SortFunc(hops, func(a, b Nexthop) int { return strings.Compare(a.String(), b.String()) })
+		slices.SortFunc(seen.InUse[dst], func(a, b Nexthop) int { return strings.Compare(a.String(), b.String()) })
+	}
+	if fmt.Sprint(seen.InUse) != fmt.Sprint(inUse) {
+		t.Errorf("in use %v, want %v", seen.InUse, inUse)
 	}
 }
 

@@ -11,8 +11,8 @@ import (
 )
 
 // Watch pokes when something changes in the kernel that an owner's plan looks at: links whose names begin with
-// linkPrefix, addresses that are not link-local, and routes of the table. Pods come and go on a node all the time; what
-// that does to links does not poke. Watch returns when the context ends, or with an error when the kernel has dropped
+// linkPrefix or that have addresses (without a carrier the kernel drops their nexthops), addresses that are not
+// link-local, and routes of the table. Pods come and go on a node all the time; what that does to links does not poke. Watch returns when the context ends, or with an error when the kernel has dropped
 // messages: the caller pokes and watches anew.
 func Watch(ctx context.Context, linkPrefix string, table int, poke func()) error {
 	done := make(chan struct{})
@@ -34,6 +34,14 @@ func Watch(ctx context.Context, linkPrefix string, table int, poke func()) error
 	); err != nil {
 		return fmt.Errorf("watch the kernel: %w", err)
 	}
+	known, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("watch the kernel: %w", err)
+	}
+	addressed := map[int]bool{}
+	for _, addr := range known {
+		addressed[addr.LinkIndex] = addressed[addr.LinkIndex] || !addr.IP.IsLinkLocalUnicast()
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -44,7 +52,7 @@ func Watch(ctx context.Context, linkPrefix string, table int, poke func()) error
 			if !ok {
 				return errors.New("watch the kernel: links ended")
 			}
-			if strings.HasPrefix(update.Link.Attrs().Name, linkPrefix) {
+			if strings.HasPrefix(update.Link.Attrs().Name, linkPrefix) || addressed[update.Link.Attrs().Index] {
 				poke()
 			}
 		case update, ok := <-addrs:
@@ -52,6 +60,7 @@ func Watch(ctx context.Context, linkPrefix string, table int, poke func()) error
 				return errors.New("watch the kernel: addresses ended")
 			}
 			if !update.LinkAddress.IP.IsLinkLocalUnicast() {
+				addressed[update.LinkIndex] = true
 				poke()
 			}
 		case update, ok := <-routes:
