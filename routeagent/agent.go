@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,6 +25,7 @@ import (
 	"github.com/fastnet-io/fastnet/internal/debug"
 	"github.com/fastnet-io/fastnet/internal/kube"
 	"github.com/fastnet-io/fastnet/internal/netstate"
+	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 	"github.com/fastnet-io/fastnet/internal/uninstall"
 )
 
@@ -54,7 +54,9 @@ type Config struct {
 	Prefixes    []string
 	Mode        Mode
 	HTTPAddress string
-	Log         *slog.Logger
+	// ProbePort (UDP) at which gateways answer nodes.
+	ProbePort uint16
+	Log       *slog.Logger
 }
 
 // Validate reports every problem of the configuration.
@@ -74,6 +76,9 @@ func (c Config) Validate() error {
 	}
 	if !slices.Contains([]Mode{ModeAuto, ModeDirect, ModeTunnel}, c.Mode) {
 		problems = append(problems, fmt.Errorf("--mode %q is not auto, direct or tunnel", c.Mode))
+	}
+	if c.ProbePort == 0 {
+		problems = append(problems, errors.New("--node-probe-port is 0"))
 	}
 	if c.Log == nil {
 		problems = append(problems, errors.New("no log"))
@@ -133,6 +138,20 @@ func Run(ctx context.Context, c Config) error {
 	group.Go(func() error {
 		netstate.KeepWatching(running, "fastnet-", Table, loop.Poke, func(err error) { c.Log.Warn("lost sight of the kernel", "error", err) })
 		return nil
+	})
+	group.Go(func() error { return agent.prober.Run(running) })
+	group.Go(func() error {
+		for {
+			select {
+			case <-running.Done():
+				return nil
+			case noticed := <-agent.noticed:
+				if err := agent.failover(running, noticed); err != nil {
+					c.Log.Warn("failover", "error", err)
+					loop.Poke()
+				}
+			}
+		}
 	})
 	group.Go(func() error {
 		// Not one route is touched before all that is known has arrived: what an earlier process has made stays.
@@ -245,25 +264,41 @@ type agent struct {
 	objects  client.Reader
 	tables   *netstate.Tables
 	kernel   *netstate.Kernel
+	prober   *nodeprobe.Prober
+	noticed  chan time.Time // that the health of some path has changed, and when
 	metrics  *metrics
+
+	// paths is held from reading the health of paths until the groups are as it says, so that the latest health has the
+	// last word, whoever writes: a round or a failover.
+	paths sync.Mutex
+	known *Snapshot // of the last round, with what is in use now; nil before the first
 
 	mu   sync.Mutex // guards last
 	last outcome
 }
 
-// outcome of the last round.
+// outcome of the last round or failover.
 type outcome struct {
 	at       time.Time
 	snapshot Snapshot
 	desired  Desired
-	changes  []string // of the last round that made any
+	changes  []string // of the last one that made any
 	changed  time.Time
 	err      error
 	done     bool // some round has succeeded
 }
 
 func newAgent(c Config, prefixes []netip.Prefix, objects client.Reader, tables *netstate.Tables) *agent {
-	return &agent{config: c, prefixes: prefixes, objects: objects, tables: tables, kernel: netstate.New(Scope, tables), metrics: newMetrics()}
+	a := &agent{config: c, prefixes: prefixes, objects: objects, tables: tables, kernel: netstate.New(Scope, tables),
+		noticed: make(chan time.Time, 1)}
+	a.prober = nodeprobe.NewProber(c.ProbePort, func() {
+		select {
+		case a.noticed <- time.Now():
+		default:
+		}
+	}, c.Log)
+	a.metrics = newMetrics(a.prober.Health)
+	return a
 }
 
 func (a *agent) snapshot(ctx context.Context) (Snapshot, error) {
@@ -292,27 +327,75 @@ func (a *agent) snapshot(ctx context.Context) (Snapshot, error) {
 func (a *agent) round(ctx context.Context) error {
 	start := time.Now()
 	snapshot, err := a.snapshot(ctx)
-	var desired Desired
 	var changes []string
 	if err == nil {
-		desired = Plan(snapshot)
-		changes, err = a.kernel.Apply(ctx, desired.State)
+		var desired *Desired
+		if desired, changes, err = a.choose(ctx, &snapshot, a.kernel.ApplyPaths); desired != nil {
+			probeErr := a.prober.Set(desired.Targets)
+			more, restErr := a.kernel.ApplyRest(ctx, desired.State) // also when not all paths could be made: blackholes are here
+			changes, err = append(changes, more...), errors.Join(err, probeErr, restErr)
+		}
 	}
+	a.note(start, changes, err)
 	a.mu.Lock()
+	a.last.done = a.last.done || err == nil
+	desired := a.last.desired // a failover may have come since
+	a.mu.Unlock()
+	a.metrics.observe(time.Since(start), desired, len(changes), err)
+	return err
+}
+
+// failover exchanges members of groups, and nothing else, as the health of the paths has it.
+func (a *agent) failover(ctx context.Context, noticed time.Time) error {
+	desired, changes, err := a.choose(ctx, nil, a.kernel.Regroup)
+	if desired == nil || err == nil && len(changes) == 0 {
+		return err
+	}
+	a.note(noticed, changes, err)
+	a.metrics.failedOver(time.Since(noticed), *desired, len(changes))
+	return err
+}
+
+// choose plans, from a new snapshot or else the one that is known, with the health of this moment, and applies that part
+// of the plan which depends on it. Without a plan it returns none.
+func (a *agent) choose(ctx context.Context, snapshot *Snapshot, apply func(context.Context, netstate.State) ([]string, error)) (*Desired, []string, error) {
+	a.paths.Lock()
+	defer a.paths.Unlock()
+	if snapshot != nil {
+		observed, err := a.kernel.Observe(netstate.State{})
+		if err != nil {
+			return nil, nil, err
+		}
+		snapshot.InUse = observed.InUse
+		a.known = snapshot
+	}
+	if a.known == nil {
+		return nil, nil, nil // the first round will look
+	}
+	a.known.Paths = a.prober.Health()
+	desired := Plan(*a.known)
+	changes, err := apply(ctx, desired.State)
+	a.mu.Lock()
+	if !slices.Equal(a.last.desired.Problems, desired.Problems) {
+		a.config.Log.Info("problems changed", "problems", desired.Problems)
+	}
+	a.last.snapshot, a.last.desired = *a.known, desired
+	a.mu.Unlock()
+	a.known.InUse = desired.inUse()
+	return &desired, changes, err
+}
+
+// note what a round or a failover has done.
+func (a *agent) note(start time.Time, changes []string, err error) {
+	a.mu.Lock()
+	a.last.at, a.last.err = start, err
 	if len(changes) > 0 {
 		a.last.changes, a.last.changed = changes, start
 	}
-	if err == nil && !slices.Equal(a.last.desired.Problems, desired.Problems) {
-		a.config.Log.Info("problems changed", "problems", desired.Problems)
-	}
-	a.last.at, a.last.snapshot, a.last.desired, a.last.err = start, snapshot, desired, err
-	a.last.done = a.last.done || err == nil
 	a.mu.Unlock()
 	if len(changes) > 0 {
-		a.config.Log.Info("node changed", "changes", changes, "took", time.Since(start).Round(time.Millisecond))
+		a.config.Log.Info("node changed", "changes", changes, "took", time.Since(start).Round(100*time.Microsecond))
 	}
-	a.metrics.observe(time.Since(start), desired, len(changes), err)
-	return err
 }
 
 func (a *agent) ready() error {
@@ -328,66 +411,17 @@ func (a *agent) ready() error {
 func (a *agent) text() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.last.snapshot.Paths = a.prober.Health()
 	var b strings.Builder
 	fmt.Fprintf(&b, "# last round %s, error: %v\n\n# snapshot\n%s\n# desired\n%s", a.last.at.Format(time.RFC3339Nano), a.last.err, a.last.snapshot, a.last.desired.State.Text(Scope))
 	for _, problem := range a.last.desired.Problems {
 		fmt.Fprintf(&b, "problem: %s\n", problem)
 	}
+	observed, err := a.kernel.Observe(a.last.desired.State)
+	if err != nil {
+		observed.Lines = append(observed.Lines, "error: "+err.Error())
+	}
+	fmt.Fprintf(&b, "\n# observed\n%s\n", strings.Join(observed.Lines, "\n"))
 	fmt.Fprintf(&b, "\n# last change %s\n%s\n", a.last.changed.Format(time.RFC3339Nano), strings.Join(a.last.changes, "\n"))
 	return b.String()
-}
-
-type metrics struct {
-	registry *prometheus.Registry
-	rounds   *prometheus.CounterVec
-	took     prometheus.Histogram
-	changes  prometheus.Counter
-	routes   *prometheus.GaugeVec
-	problems prometheus.Gauge
-}
-
-func newMetrics() *metrics {
-	m := &metrics{
-		registry: prometheus.NewRegistry(),
-		rounds: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "fastnet_routeagent_rounds_total",
-			Help: "Rounds of looking, planning and applying, by result."}, []string{"result"}),
-		took: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "fastnet_routeagent_round_duration_seconds",
-			Help: "Time that a round took.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 11)}),
-		changes: prometheus.NewCounter(prometheus.CounterOpts{Name: "fastnet_routeagent_changes_total",
-			Help: "Changes made to the kernel: links, neighbours, routes, rules, iptables rules, sysctls."}),
-		routes: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "fastnet_routeagent_routes",
-			Help: "Routes to other clusters, by path: gateway (this node is it), direct, tunnel, blackhole (no path)."}, []string{"path"}),
-		problems: prometheus.NewGauge(prometheus.GaugeOpts{Name: "fastnet_routeagent_problems",
-			Help: "Problems that the plan names; /debug/plan says which."}),
-	}
-	m.registry.MustRegister(m.rounds, m.took, m.changes, m.routes, m.problems)
-	return m
-}
-
-func (m *metrics) observe(took time.Duration, desired Desired, changes int, err error) {
-	m.took.Observe(took.Seconds())
-	m.changes.Add(float64(changes))
-	if err != nil {
-		m.rounds.WithLabelValues("failure").Inc()
-		return
-	}
-	m.rounds.WithLabelValues("success").Inc()
-	m.problems.Set(float64(len(desired.Problems)))
-	counts := map[string]float64{"gateway": 0, "direct": 0, "tunnel": 0, "blackhole": 0}
-	for _, route := range desired.State.Routes {
-		switch {
-		case route.Blackhole:
-			counts["blackhole"]++ // one stands behind every route
-		case strings.HasPrefix(route.Dev, cables.LinkPrefix):
-			counts["gateway"]++
-		case route.Dev == LinkVXLAN:
-			counts["tunnel"]++
-		default:
-			counts["direct"]++
-		}
-	}
-	counts["blackhole"] -= counts["gateway"] + counts["direct"] + counts["tunnel"]
-	for path, count := range counts {
-		m.routes.WithLabelValues(path).Set(count)
-	}
 }

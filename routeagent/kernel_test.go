@@ -3,15 +3,20 @@ package routeagent
 import (
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
+	"github.com/fastnet-io/fastnet/internal/cables"
+	"github.com/fastnet-io/fastnet/internal/liveness"
 	"github.com/fastnet-io/fastnet/internal/netstate"
+	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 	"github.com/fastnet-io/fastnet/test/netns"
 )
 
@@ -21,7 +26,7 @@ func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 func kernelState(t *testing.T, backend netstate.Backend) string {
 	t.Helper()
 	return netns.Sh(t, strings.ReplaceAll(`ip -d link | sed -E 's/ (qdisc|state|qlen|[a-z_]+_timer) +[^ ]+//g'; ip addr | grep inet
-		ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; bridge fdb; ip neigh show nud permanent; ip -6 neigh show nud permanent
+		ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; bridge fdb; ip neigh show nud permanent; ip -6 neigh show nud permanent; ip nexthop
 		for save in iptables-BACKEND-save ip6tables-BACKEND-save; do $save 2>/dev/null | grep -v '^#' | sed -E 's/\[[0-9]+:[0-9]+\]//'; done || true
 		for link in eth0 flannel.1 all; do echo $link $(cat /proc/sys/net/ipv4/conf/$link/rp_filter); done`, "BACKEND", string(backend)))
 }
@@ -30,16 +35,21 @@ func kernelState(t *testing.T, backend netstate.Backend) string {
 // state is not touched, and the empty state leaves the node as it was.
 func TestRandomWalkBetweenPlans(t *testing.T) {
 	netns.RequireRoot(t)
-	netns.Sh(t, `sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 net.ipv4.conf.all.rp_filter=1
+	// Something with a carrier stands in for the devices of cables.
+	cableDevices := ""
+	for _, endpoint := range []string{"c2.gw", "c2.gw2"} {
+		cableDevices += fmt.Sprintf("ip link add %[1]s type bridge; ip link set %[1]s up\n", cables.LinkName(endpoint))
+	}
+	netns.Sh(t, strings.ReplaceAll(`sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 net.ipv4.conf.all.rp_filter=1
 		ip link set lo up; ip link add eth0 type veth peer name peer0; ip link set eth0 up; ip link set peer0 up
 		ip addr add 172.18.0.2/24 dev eth0; ip addr add fd18::2/64 dev eth0 nodad
 		ip route add default via 172.18.0.1; ip -6 route add default via fd18::1
 		ip link add cni0 type bridge; ip link set cni0 up; ip addr add 10.8.1.1/24 dev cni0; ip addr add fd00:8:1::1/64 dev cni0 nodad
 		ip link add flannel.1 type vxlan id 1 local 172.18.0.2 dstport 8472; ip link set flannel.1 up
-		ip tuntap add fastnet-wza7xdy mode tun; ip link set fastnet-wza7xdy up
-		ip rule add priority 1000 lookup 77; ip route add 10.200.0.0/16 dev eth0 table 77; ip route add 10.9.9.0/24 dev eth0 table 64087 proto static`)
+		CABLES
+		ip rule add priority 1000 lookup 77; ip route add 10.200.0.0/16 dev eth0 table 77; ip route add 10.9.9.0/24 dev eth0 table 64087 proto static`, "CABLES", cableDevices))
 	t.Cleanup(func() {
-		netns.Sh(t, "for link in eth0 cni0 flannel.1 fastnet-wza7xdy; do ip link delete $link; done; ip rule delete priority 1000")
+		netns.Sh(t, "for link in eth0 cni0 flannel.1 $(ip -br link | grep -o "^fastnet-w[a-z0-9]*"); do ip link delete $link; done; ip rule delete priority 1000")
 	})
 	states := map[string]netstate.State{"empty": {}}
 	for name, snapshot := range cases() {
@@ -120,7 +130,11 @@ func TestSnapshotOfTheKernel(t *testing.T) {
 	if err := s.kernel(map[string]int{"eth0": 0}); err != nil {
 		t.Fatal(err)
 	}
-	want := []Link{{Name: "eth0", Kind: "veth", MTU: 1500, Addresses: prefixes("172.18.0.2/24", "fd18::2/64"), RPFilter: 1, Loosened: true}}
+	eth0, err := net.InterfaceByName("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Link{{Name: "eth0", Kind: "veth", Index: uint32(eth0.Index), Up: false, MTU: 1500, Addresses: prefixes("172.18.0.2/24", "fd18::2/64"), RPFilter: 1, Loosened: true}}
 	compare := cmp.Comparer(func(a, b Link) bool { return fmt.Sprint(a) == fmt.Sprint(b) })
 	if diff := cmp.Diff(want, s.Links, compare); diff != "" {
 		t.Errorf("links (-want +got):\n%s", diff)
@@ -131,8 +145,13 @@ func TestSnapshotOfTheKernel(t *testing.T) {
 }
 
 func TestMetrics(t *testing.T) {
-	m := newMetrics()
+	target := nodeprobe.Target{Gateway: "c1.gw", Addr: addrs("172.18.0.3")[0]}
+	m := newMetrics(func() map[nodeprobe.Target]nodeprobe.Health {
+		return map[nodeprobe.Target]nodeprobe.Health{target: {State: liveness.Up, RTT: time.Millisecond, Loss: 0.25}}
+	})
 	m.observe(0, Plan(base()), 3, nil)
+	m.failedOver(time.Millisecond, Plan(base()), 2)
+	m.failedOver(time.Millisecond, Plan(base()), 0) // nothing was exchanged
 	families, err := m.registry.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -140,15 +159,20 @@ func TestMetrics(t *testing.T) {
 	if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
 		t.Errorf("lint: %v %v", problems, err)
 	}
-	routes := map[string]float64{}
+	values := map[string]float64{}
 	for _, family := range families {
 		for _, metric := range family.GetMetric() {
-			if family.GetName() == "fastnet_routeagent_routes" {
-				routes[metric.GetLabel()[0].GetValue()] = metric.GetGauge().GetValue()
+			name := family.GetName()
+			if name == "fastnet_routeagent_routes" {
+				name = metric.GetLabel()[0].GetValue()
 			}
+			values[name] = metric.GetGauge().GetValue() + metric.GetCounter().GetValue()
 		}
 	}
-	if want := map[string]float64{"gateway": 0, "direct": 3, "tunnel": 0, "blackhole": 0}; !cmp.Equal(routes, want) {
-		t.Errorf("routes %v, want %v", routes, want)
+	for name, want := range map[string]float64{"gateway": 0, "direct": 3, "tunnel": 0, "blackhole": 0, "fastnet_routeagent_failovers_total": 1,
+		"fastnet_routeagent_changes_total": 5, "fastnet_routeagent_path_up": 1, "fastnet_routeagent_path_loss_ratio": 0.25} {
+		if values[name] != want {
+			t.Errorf("%s is %g, want %g", name, values[name], want)
+		}
 	}
 }

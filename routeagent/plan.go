@@ -3,13 +3,17 @@ package routeagent
 import (
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fastnet-io/fastnet/internal/cables"
+	"github.com/fastnet-io/fastnet/internal/liveness"
 	"github.com/fastnet-io/fastnet/internal/netstate"
+	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 )
 
 // The way of a packet from pod A (10.8.1.5, on a worker of c1) to pod B (10.9.1.7, on a worker of c2), and the places
@@ -22,7 +26,7 @@ import (
 //	|   kube-proxy makes it B   |   |                          |   |                |   |           |
 //	|   rule 900, table 64087:  |   | rule 900, table 64087:   |   | main table:    |   |           |
 //	|   10.9.0.0/16 via gateway |   | 10.9.0.0/16              |   | the CNI's      |   |           |
-//	|   (1) eth0, or            |   |   dev fastnet-wXXXXXX    |   | route to B     |   |           |
+//	|   (1) eth0, or            |   |   dev fastnet-wg         |   | route to B     |   |           |
 //	|   (2) fastnet-vx          |   | mangle FASTNET-FORWARD:  |   |                |   |           |
 //	|   nat FASTNET-POSTROUTING:|   |   clamp the MSS          |   |                |   |           |
 //	|   ACCEPT: A stays A       |   | nat: ACCEPT              |   | nat: ACCEPT    |   |           |
@@ -57,6 +61,14 @@ const (
 	chainNAT    = ChainPrefix + "POSTROUTING"
 	chainMangle = ChainPrefix + "MSS"
 	chainFilter = ChainPrefix + "FORWARD"
+	chainAsym   = ChainPrefix + "INVALID"
+
+	// Buckets of a group: with two members each flow goes to one of 64 places of either, with five members shares differ by
+	// 4 %. A power of two, and small enough that 100 clusters cost the kernel a few hundred kilobytes.
+	Buckets = 128
+	// BucketIdle: a bucket over its member's share, as all are when a gateway comes back, is handed on when no packet has
+	// used it for so long. A flow that pauses that long cannot be reordered by the move; one that does not pause stays.
+	BucketIdle = time.Second
 
 	// LinkVXLAN is the device between the nodes of a cluster.
 	LinkVXLAN = "fastnet-vx"
@@ -90,50 +102,63 @@ const (
 // Desired is what a node should have.
 type Desired struct {
 	State netstate.State
+	// Targets to probe; true: its path is in use.
+	Targets map[nodeprobe.Target]bool
 	// Problems that keep remote prefixes from being reached, in words, sorted.
 	Problems []string
 }
 
-// Plan is the whole decision of the route agent: from what is known to what the kernel should hold.
+// inUse is what will be in use when this has been applied.
+func (d Desired) inUse() map[netip.Prefix][]netstate.Nexthop {
+	members := map[string][]netstate.Nexthop{}
+	for _, group := range d.State.Groups {
+		members[group.Name] = group.Members
+	}
+	hops := map[netip.Prefix][]netstate.Nexthop{}
+	for _, route := range d.State.Routes {
+		if route.Group != "" {
+			hops[route.Dst] = members[route.Group]
+		}
+	}
+	return hops
+}
+
+// Plan is the whole decision of the route agent: from what is known to what the kernel should hold. A failover is the
+// same decision with another health of the paths, of which only the members of groups are then applied.
 func Plan(s Snapshot) Desired {
 	p := planner{Snapshot: s, cables: cables.Decide(cables.Input{
 		ClusterID: s.ClusterID, Prefixes: s.Prefixes, Nodes: s.nodeAddresses(), Endpoints: s.Endpoints,
-	})}
+	}), targets: map[nodeprobe.Target]bool{}}
 	p.remote = p.cables.Prefixes()
 	p.problems = p.cables.Problems
 	if len(p.remote) > 0 {
+		p.own = p.cables.Local(p.Node)
 		p.rules()
 		p.routes()
+		p.tunnel()
 		p.chains()
 		p.sysctls()
 		p.checkForwarding()
 	}
 	slices.Sort(p.problems)
-	return Desired{State: p.state, Problems: slices.Compact(p.problems)}
+	return Desired{State: p.state, Targets: p.targets, Problems: slices.Compact(p.problems)}
 }
 
 type planner struct {
 	Snapshot
 	cables   cables.Plan
+	own      *cables.Local // the gateway on this node, nil where there is none
 	remote   []netip.Prefix
 	state    netstate.State
+	targets  map[nodeprobe.Target]bool
 	problems []string
-	tunnels  bool // some path of this node goes through the VXLAN device
+	tunnels  map[string]bool // nodes at the other ends of our VXLAN device
+	sends    bool            // some path of this node goes through it
+	ends     map[string]tunnelEnd
 }
 
 func (p *planner) problem(format string, args ...any) {
 	p.problems = append(p.problems, fmt.Sprintf(format, args...))
-}
-
-// carries: this node is the gateway that carries.
-func (p *planner) carries() bool { return p.carrier() == p.Node }
-
-// carrier is the node of the gateway that carries, the one with the lowest Endpoint name; "" while there is none.
-func (p *planner) carrier() string {
-	if len(p.cables.Locals) == 0 {
-		return ""
-	}
-	return p.cables.Locals[0].Node
 }
 
 func (p *planner) rules() {
@@ -153,68 +178,173 @@ func (p *planner) families() (families []bool) {
 }
 
 func (p *planner) routes() {
-	path := p.path()
-	if p.needVXLAN() {
-		p.device()
+	ways := map[bool][]way{}
+	for _, v6 := range p.families() {
+		ways[v6] = p.ways(v6)
+	}
+	if len(p.cables.Locals) == 0 {
+		p.problem("no gateway in this cluster yet: packets for other clusters are dropped")
 	}
 	for _, cluster := range p.cables.Clusters {
-		for _, prefix := range cluster.Prefixes {
-			p.state.Routes = append(p.state.Routes, netstate.Route{Dst: prefix, Blackhole: true, Metric: BlackholeMetric})
-			if hop := path(cluster, prefix.Addr().Is6()); hop.dev != "" {
-				p.state.Routes = append(p.state.Routes, netstate.Route{Dst: prefix, Via: hop.via, Dev: hop.dev, Metric: RouteMetric})
-			}
-		}
-	}
-}
-
-type hop struct {
-	via netip.Addr
-	dev string // "": none
-}
-
-// path is the next hop towards the prefixes of a cluster, of a family.
-func (p *planner) path() func(cluster cables.Cluster, v6 bool) hop {
-	nowhere := func(cables.Cluster, bool) hop { return hop{} }
-	if p.carrier() == "" {
-		p.problem("no gateway in this cluster yet: packets for other clusters are dropped")
-		return nowhere
-	}
-	if p.carries() {
-		devices := map[string]string{}
-		for _, cluster := range p.cables.Clusters {
-			first := cluster.Gateways[0]
-			if p.link(first.Link) == nil {
-				p.problem("link %s to %s is not there: is the gateway running on this node?", first.Link, first.Name)
+		for _, v6 := range []bool{false, true} {
+			prefixes := slices.DeleteFunc(slices.Clone(cluster.Prefixes), func(prefix netip.Prefix) bool { return prefix.Addr().Is6() != v6 })
+			if len(prefixes) == 0 {
 				continue
 			}
-			devices[cluster.ID] = first.Link
-		}
-		return func(cluster cables.Cluster, _ bool) hop { return hop{dev: devices[cluster.ID]} }
-	}
-	gateway := p.node(p.carrier())
-	if gateway == nil {
-		p.problem("gateway node %s is no node of this cluster: packets for other clusters are dropped", p.carrier())
-		return nowhere
-	}
-	hops := map[bool]hop{}
-	for _, v6 := range p.families() {
-		via, dev := p.onLink(*gateway, v6)
-		switch {
-		case p.Mode != ModeTunnel && dev != "":
-			hops[v6] = hop{via: via, dev: dev}
-		case p.Mode == ModeDirect:
-			p.problem("gateway node %s has no %s address on a segment of this node, and the mode is direct", gateway.Name, familyName(v6))
-		case p.tunnelTo(*gateway):
-			hops[v6] = hop{via: tunnelAddr(gateway.Name), dev: LinkVXLAN}
+			group := netstate.Group{Name: cluster.ID + "/" + strings.ToLower(familyName(v6)), Buckets: Buckets, Idle: BucketIdle}
+			inUse := p.inUse(prefixes)
+			group.Members = p.members(cluster, p.candidates(cluster, ways[v6], v6, inUse), inUse)
+			if len(group.Members) > 0 {
+				p.state.Groups = append(p.state.Groups, group)
+			}
+			for _, prefix := range prefixes {
+				p.state.Routes = append(p.state.Routes, netstate.Route{Dst: prefix, Blackhole: true, Metric: BlackholeMetric})
+				if len(group.Members) > 0 {
+					p.state.Routes = append(p.state.Routes, netstate.Route{Dst: prefix, Group: group.Name, Metric: RouteMetric})
+				}
+			}
 		}
 	}
-	return func(_ cables.Cluster, v6 bool) hop { return hops[v6] }
 }
 
-// tunnelTo adds the entries for a gateway node behind the VXLAN device, once, and says whether it can be reached so.
+// way from this node to a gateway of its cluster.
+type way struct {
+	gateway cables.Local
+	hop     netstate.Nexthop // none on the gateway's own node, where the devices of its cables take its place
+	health  nodeprobe.Health // of the path
+}
+
+// ways to all gateways of the cluster, for a family, and the probes that go with them.
+func (p *planner) ways(v6 bool) (ways []way) {
+	for _, gateway := range p.cables.Locals {
+		w := way{gateway: gateway}
+		node := p.node(gateway.Node)
+		target := nodeprobe.Target{Gateway: gateway.Name, PublicKey: gateway.PublicKey}
+		switch {
+		case node == nil:
+			p.problem("gateway node %s is no node of this cluster", gateway.Node)
+			continue
+		case gateway.Node == p.Node:
+			if len(node.Addresses) > 0 {
+				target.Addr = node.Addresses[0]
+			}
+		default:
+			via, dev := p.onLink(*node, v6)
+			switch {
+			case p.Mode != ModeTunnel && dev != "":
+				w.hop = netstate.Nexthop{IPv6: v6, Via: via, Dev: dev}
+				target.Addr = via
+			case p.Mode == ModeDirect:
+				p.problem("gateway node %s has no %s address on a segment of this node, and the mode is direct", node.Name, familyName(v6))
+				continue
+			case !p.tunnelTo(*node):
+				continue
+			default:
+				w.hop = netstate.Nexthop{IPv6: true, Via: p.tunnelEnd(node.Name).addr, Dev: LinkVXLAN}
+				if link := p.link(LinkVXLAN); link != nil {
+					target.Addr, target.Link = w.hop.Via, link.Index
+				}
+			}
+		}
+		w.health = p.Paths[target]
+		if target.Addr.IsValid() {
+			p.targets[target] = p.targets[target] || slices.ContainsFunc(slices.Collect(maps.Values(p.InUse)), func(hops []netstate.Nexthop) bool {
+				return slices.ContainsFunc(hops, func(hop netstate.Nexthop) bool {
+					return hop == w.hop || w.hop.Dev == "" && strings.HasPrefix(hop.Dev, cables.LinkPrefix)
+				})
+			})
+		}
+		ways = append(ways, w)
+	}
+	return ways
+}
+
+// candidate is a next hop that may lead to a cluster.
+type candidate struct {
+	hop netstate.Nexthop
+	// own: a cable of this very node's.
+	own bool
+	// live: the path to the gateway is up, and so is a cable of it to the cluster. draining: but use another one.
+	live, draining bool
+}
+
+func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse []netstate.Nexthop) (all []candidate) {
+	for _, w := range ways {
+		seen := w.health.Seen
+		live := func(hop netstate.Nexthop, through ...cables.Remote) bool {
+			if w.health.State != liveness.Up {
+				return false
+			}
+			// A path that was in use before this process counts as up before its gateway has told us anything.
+			return seen == nil && slices.Contains(inUse, hop) ||
+				seen != nil && slices.ContainsFunc(through, func(c cables.Remote) bool { return seen.Up(c.Name) })
+		}
+		draining := seen != nil && seen.Draining
+		if w.gateway.Node != p.Node {
+			all = append(all, candidate{hop: w.hop, live: live(w.hop, cluster.Gateways...), draining: draining})
+			continue
+		}
+		for _, remote := range cluster.Gateways {
+			// Without a carrier (nobody reads a TUN device) the kernel would not take it.
+			if link := p.link(remote.Link); link == nil || !link.Up {
+				p.problem("the device of the cable to %s is not there or has no carrier: is the gateway running on this node?", remote.Name)
+				continue
+			}
+			hop := netstate.Nexthop{IPv6: v6, Dev: remote.Link}
+			all = append(all, candidate{hop: hop, own: true, live: live(hop, remote), draining: draining})
+		}
+	}
+	for _, c := range all {
+		if !slices.Contains(p.state.Nexthops, c.hop) {
+			p.state.Nexthops = append(p.state.Nexthops, c.hop)
+		}
+	}
+	return all
+}
+
+// members of a group are the best of the candidates, all of one kind:
+//  1. a gateway's own cables that live,
+//  2. other gateways that live and have a cable that does,
+//  3. and 4. the same, of gateways that want to go,
+//  5. what is in use: where nothing is known to live, whether because we have just begun or because all is lost, nothing
+//     gets better by a change;
+//  6. all there are, a gateway's own cables before other gateways.
+func (p *planner) members(cluster cables.Cluster, all []candidate, inUse []netstate.Nexthop) (members []netstate.Nexthop) {
+	kinds := []func(candidate) bool{
+		func(c candidate) bool { return c.live && !c.draining && c.own },
+		func(c candidate) bool { return c.live && !c.draining },
+		func(c candidate) bool { return c.live && c.own },
+		func(c candidate) bool { return c.live },
+		func(c candidate) bool { return slices.Contains(inUse, c.hop) },
+		func(c candidate) bool { return c.own },
+		func(candidate) bool { return true },
+	}
+	for i, kind := range kinds {
+		for _, c := range all {
+			if kind(c) {
+				members = append(members, c.hop)
+			}
+		}
+		if len(members) > 0 {
+			if i > 3 {
+				p.problem("cluster %s: no path to it is known to live", cluster.ID)
+			}
+			return members
+		}
+	}
+	return nil
+}
+
+func (p *planner) inUse(prefixes []netip.Prefix) (hops []netstate.Nexthop) {
+	for _, prefix := range prefixes {
+		hops = append(hops, p.InUse[prefix]...)
+	}
+	return hops
+}
+
+// tunnelTo makes a gateway node an end of our VXLAN device, and says whether it can be reached so.
 func (p *planner) tunnelTo(gateway Node) bool {
 	local, _ := p.underlay()
-	i := slices.IndexFunc(gateway.Addresses, func(a netip.Addr) bool { return local.IsValid() && a.Is6() == local.Is6() })
 	switch {
 	case !p.IPv6:
 		p.problem("no path to gateway node %s: the VXLAN device needs IPv6 in the kernel, if only for its link-local addresses", gateway.Name)
@@ -222,47 +352,39 @@ func (p *planner) tunnelTo(gateway Node) bool {
 	case !local.IsValid():
 		p.problem("no path to gateway node %s: none of this node's addresses is on a link", gateway.Name)
 		return false
-	case i < 0:
+	case !gateway.has(local.Is6()):
 		p.problem("no path to gateway node %s: it has no %s address, which this node's VXLAN device uses", gateway.Name, familyName(local.Is6()))
 		return false
 	}
-	if !p.tunnels {
-		p.tunnels = true
-		mac := tunnelMAC(gateway.Name)
-		p.state.Neighbours = append(p.state.Neighbours, netstate.Neighbour{Link: LinkVXLAN, Addr: tunnelAddr(gateway.Name), MAC: mac})
-		p.state.Forwarding = append(p.state.Forwarding, netstate.Forwarding{Link: LinkVXLAN, MAC: mac, Dst: gateway.Addresses[i]})
-	}
+	p.sends = true
+	p.addTunnel(gateway.Name)
 	return true
 }
 
-// needVXLAN: this node sends into the device, or, as the gateway that carries, some node may send to it. The gateway
-// asks the very questions that the others ask about it, of every node.
-func (p *planner) needVXLAN() bool {
-	switch {
-	case p.Mode == ModeDirect || !p.IPv6:
-		return false
-	case p.tunnels:
-		return true
-	case !p.carries():
-		return false
-	case p.Mode == ModeTunnel:
-		return len(p.Nodes) > 1
+func (p *planner) addTunnel(node string) {
+	if p.tunnels == nil {
+		p.tunnels = map[string]bool{}
 	}
-	self := p.node(p.Node)
-	for _, node := range p.Nodes {
-		for _, v6 := range p.families() {
-			if _, dev := p.onLink(node, v6); node.Name != p.Node && (dev == "" || self == nil || !self.has(v6)) {
-				return true
+	p.tunnels[node] = true
+}
+
+// tunnel is the VXLAN device and what is at its other ends: the gateways to which this node sends through it, and, on a
+// gateway, the nodes that send to it, whose probes are answered that way. (Packets for pods take the CNI's way.) A gateway
+// asks of every node the very questions that the node asks of it.
+func (p *planner) tunnel() {
+	if p.own != nil && p.Mode != ModeDirect && p.IPv6 {
+		self := p.node(p.Node)
+		for _, node := range p.Nodes {
+			for _, v6 := range p.families() {
+				if _, dev := p.onLink(node, v6); node.Name != p.Node && (p.Mode == ModeTunnel || dev == "" || self == nil || !self.has(v6)) {
+					p.addTunnel(node.Name)
+				}
 			}
 		}
 	}
-	return false
-}
-
-// device is this node's end of the VXLAN. Its link-local address and MAC are made from the node's name: 64 and 46 bits
-// of a hash. Only those of the gateway that carries are ever written down elsewhere, one at a time, so even two nodes
-// with one hash would not disturb each other. The gateway never sends through it: answers take the CNI's way.
-func (p *planner) device() {
+	if len(p.tunnels) == 0 {
+		return
+	}
 	local, link := p.underlay()
 	if !local.IsValid() {
 		p.problem("none of this node's addresses is on a link: no VXLAN device")
@@ -272,11 +394,57 @@ func (p *planner) device() {
 	if local.Is6() {
 		overhead = vxlanOverhead6
 	}
+	end := p.tunnelEnd(p.Node)
 	p.state.Links = append(p.state.Links, netstate.Link{
-		Name: LinkVXLAN, Kind: netstate.KindVXLAN, MTU: link.MTU - overhead, MAC: tunnelMAC(p.Node),
-		Addresses: []netip.Prefix{netip.MustParsePrefix(anchor), netip.PrefixFrom(tunnelAddr(p.Node), 64)},
+		Name: LinkVXLAN, Kind: netstate.KindVXLAN, MTU: link.MTU - overhead, MAC: end.mac,
+		Addresses: []netip.Prefix{netip.MustParsePrefix(anchor), netip.PrefixFrom(end.addr, 64)},
 		VXLAN:     netstate.VXLAN{ID: VXLANID, Port: VXLANPort, Local: local},
 	})
+	for _, node := range p.Nodes {
+		i := slices.IndexFunc(node.Addresses, func(a netip.Addr) bool { return a.Is6() == local.Is6() })
+		if !p.tunnels[node.Name] || i < 0 {
+			continue
+		}
+		other := p.tunnelEnd(node.Name)
+		p.state.Neighbours = append(p.state.Neighbours, netstate.Neighbour{Link: LinkVXLAN, Addr: other.addr, MAC: other.mac})
+		p.state.Forwarding = append(p.state.Forwarding, netstate.Forwarding{Link: LinkVXLAN, MAC: other.mac, Dst: node.Addresses[i]})
+	}
+}
+
+// tunnelEnd is what a node's VXLAN device has: 64 bits of a hash of its name in a link-local address, 46 in a MAC. Should
+// two nodes of the cluster come to the same, the later by name takes the next hash, on every node alike.
+func (p *planner) tunnelEnd(name string) tunnelEnd {
+	if p.ends == nil {
+		p.ends = tunnelEnds(p.Nodes, hashEnd)
+	}
+	return p.ends[name]
+}
+
+type tunnelEnd struct {
+	addr netip.Addr
+	mac  string
+}
+
+func tunnelEnds(nodes []Node, hash func(name string) tunnelEnd) map[string]tunnelEnd {
+	ends := map[string]tunnelEnd{}
+	addrs, macs := map[netip.Addr]bool{}, map[string]bool{}
+	for _, node := range nodes {
+		end := hash(node.Name)
+		for again := 1; addrs[end.addr] || macs[end.mac]; again++ {
+			end = hash(fmt.Sprintf("%s %d", node.Name, again)) // no node's name has a space
+		}
+		addrs[end.addr], macs[end.mac], ends[node.Name] = true, true, end
+	}
+	return ends
+}
+
+func hashEnd(name string) tunnelEnd {
+	sum := sha256.Sum256([]byte("fastnet vxlan " + name))
+	addr := [16]byte{0: 0xfe, 1: 0x80}
+	copy(addr[8:], sum[:8])
+	mac := net.HardwareAddr(sum[8:14])
+	mac[0] = mac[0]&^1 | 2 // locally administered, no group
+	return tunnelEnd{addr: netip.AddrFrom16(addr), mac: mac.String()}
 }
 
 // underlay is the first of this node's addresses that a link has.
@@ -310,8 +478,21 @@ func (p *planner) onLink(node Node, v6 bool) (netip.Addr, string) {
 // chains keep addresses as they are, make TCP segments fit, and let our packets through where the rest is closed. They
 // are written in the very form that iptables prints, so that they can be compared.
 func (p *planner) chains() {
+	// Where there are several gateways, the packets of one connection may pass one of them on the way out and another on
+	// the way back.
+	passed := p.own != nil && len(p.cables.Locals) > 1
 	for _, v6 := range p.families() {
-		var nat, filter []string
+		podAddr := p.podAddress(v6)
+		var nat, filter, translated []string
+		asym := []string{"-m conntrack ! --ctstate INVALID -j RETURN"}
+		if self := p.node(p.Node); self != nil {
+			// This node sees both ways of its own pods' connections: for them INVALID is what it says.
+			for _, pods := range self.PodPrefixes {
+				if pods.Addr().Is6() == v6 {
+					asym = append(asym, fmt.Sprintf("-s %s -j RETURN", pods), fmt.Sprintf("-d %s -j RETURN", pods))
+				}
+			}
+		}
 		for _, local := range p.Prefixes {
 			for _, remote := range p.remote {
 				if local.Addr().Is6() != v6 || remote.Addr().Is6() != v6 {
@@ -321,9 +502,15 @@ func (p *planner) chains() {
 				// ways: seen from kube-proxy, a client in another cluster is as foreign as one on the internet.
 				nat = append(nat, fmt.Sprintf("-s %s -d %s -j ACCEPT", local, remote), fmt.Sprintf("-s %s -d %s -j ACCEPT", remote, local))
 				filter = append(filter, fmt.Sprintf("-s %s -d %s -j ACCEPT", local, remote), fmt.Sprintf("-s %s -d %s -j ACCEPT", remote, local))
+				asym = append(asym, fmt.Sprintf("-s %s -d %s -j ACCEPT", local, remote), fmt.Sprintf("-s %s -d %s -j ACCEPT", remote, local))
+				if passed && podAddr.IsValid() {
+					// A client in another cluster that asks for a service address of ours: kube-proxy chooses the pod here,
+					// so the answer has to come back here.
+					translated = append(translated, fmt.Sprintf("-s %s -d %s -m conntrack --ctstate DNAT -j SNAT --to-source %s", remote, local, podAddr))
+				}
 			}
 		}
-		podAddr := p.podAddress(v6)
+		nat = append(translated, nat...)
 		var mss []string
 		for _, remote := range p.remote {
 			if remote.Addr().Is6() != v6 {
@@ -345,6 +532,12 @@ func (p *planner) chains() {
 			netstate.Chain{IPv6: v6, Table: "nat", Name: chainNAT, Rules: nat},
 			netstate.Chain{IPv6: v6, Table: "mangle", Name: chainMangle, Rules: mss},
 			netstate.Chain{IPv6: v6, Table: "filter", Name: chainFilter, Rules: filter})
+		if passed {
+			// Before the rest: kube-proxy (iptables) drops what connection tracking calls INVALID, and that is how packets
+			// look whose other half passes another gateway. New connections are not let through here: they are not INVALID.
+			p.state.Chains = append(p.state.Chains, netstate.Chain{IPv6: v6, Table: "filter", Name: chainAsym, Rules: asym})
+			p.state.Jumps = append(p.state.Jumps, netstate.Jump{IPv6: v6, Table: "filter", Builtin: "FORWARD", Chain: chainAsym})
+		}
 		p.state.Jumps = append(p.state.Jumps,
 			netstate.Jump{IPv6: v6, Table: "nat", Builtin: "POSTROUTING", Chain: chainNAT},
 			netstate.Jump{IPv6: v6, Table: "mangle", Builtin: "FORWARD", Chain: chainMangle},
@@ -376,7 +569,9 @@ func (p *planner) podAddress(v6 bool) netip.Addr {
 
 // sysctls loosen the reverse path filter where a packet may come in by another device than an answer to it would take,
 // and only where it is strict now:
-//   - on the carrying gateway, the VXLAN device: a worker's packet comes in there, the answer takes the CNI's way;
+//   - on a gateway, the devices of its cables, since an answer may leave by another one of them, or by another gateway; the
+//     VXLAN device, since a worker's packet comes in there, while the answer takes the CNI's way; and where there are more
+//     gateways, the node's own network and the CNI's overlay, by which packets that came in at another gateway get here;
 //   - elsewhere, an overlay device of the CNI's: the gateway's packets for pods come in there, while the answers go to
 //     the gateway directly or through our VXLAN device; with the latter, the node's own network too.
 func (p *planner) sysctls() {
@@ -384,16 +579,19 @@ func (p *planner) sysctls() {
 		self := p.node(p.Node)
 		return self != nil && slices.ContainsFunc(link.Addresses, func(a netip.Prefix) bool { return slices.Contains(self.Addresses, a.Addr()) })
 	}
+	among := p.own != nil && len(p.cables.Locals) > 1
 	for _, link := range p.Links {
 		var wanted bool
 		switch {
 		case link.Name == LinkVXLAN:
-			wanted = p.carries() && len(p.state.Links) > 0
-		case p.carries() || strings.HasPrefix(link.Name, "fastnet-"):
+			wanted = p.own != nil && len(p.state.Links) > 0
+		case strings.HasPrefix(link.Name, cables.LinkPrefix):
+			wanted = p.own != nil
+		case strings.HasPrefix(link.Name, "fastnet-"):
 		case slices.Contains([]string{"vxlan", "geneve", "ipip", "ip6tnl", "sit", "gre", "wireguard", "tuntap"}, link.Kind):
-			wanted = true
+			wanted = p.own == nil || among
 		default:
-			wanted = p.tunnels && underlay(link)
+			wanted = (p.sends || among) && underlay(link)
 		}
 		// The kernel takes the higher of "all" and the link's own. What we have loosened before stays in the plan: it
 		// is the record of it (loosened) that tells it from what was loose without us.
@@ -416,20 +614,4 @@ func familyName(v6 bool) string {
 		return "IPv6"
 	}
 	return "IPv4"
-}
-
-// tunnelAddr is the link-local address of a node's VXLAN device.
-func tunnelAddr(node string) netip.Addr {
-	sum := sha256.Sum256([]byte("fastnet vxlan " + node))
-	addr := [16]byte{0: 0xfe, 1: 0x80}
-	copy(addr[8:], sum[:8])
-	return netip.AddrFrom16(addr)
-}
-
-// tunnelMAC is the MAC of a node's VXLAN device: locally administered, no group.
-func tunnelMAC(node string) string {
-	sum := sha256.Sum256([]byte("fastnet vxlan " + node))
-	mac := net.HardwareAddr(sum[8:14])
-	mac[0] = mac[0]&^1 | 2
-	return mac.String()
 }

@@ -2,6 +2,9 @@ package routeagent
 
 import (
 	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -14,7 +17,9 @@ import (
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/internal/cables"
+	"github.com/fastnet-io/fastnet/internal/liveness"
 	"github.com/fastnet-io/fastnet/internal/netstate"
+	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -55,16 +60,65 @@ func base() Snapshot {
 			{Name: "n1", Addresses: addrs("172.18.0.2", "fd18::2"), PodPrefixes: prefixes("10.8.1.0/24", "fd00:8:1::/64")},
 		},
 		Links: []Link{
-			{Name: "cni0", Kind: "bridge", MTU: 1500, Addresses: prefixes("10.8.1.1/24", "fd00:8:1::1/64")},
-			{Name: "eth0", Kind: "veth", MTU: 1500, Addresses: prefixes("172.18.0.2/24", "fd18::2/64")},
+			{Name: "cni0", Kind: "bridge", Up: true, MTU: 1500, Addresses: prefixes("10.8.1.1/24", "fd00:8:1::1/64")},
+			{Name: "eth0", Kind: "veth", Up: true, MTU: 1500, Addresses: prefixes("172.18.0.2/24", "fd18::2/64")},
 		},
 	}
 }
 
-// asGateway makes n1 the gateway that carries.
+// asGateway makes n1 the gateway.
 func asGateway(s *Snapshot) {
 	s.Endpoints[0] = endpoint("c1", "n1", "172.18.0.2", "10.8.0.0/16", "fd00:8::/32")
-	s.Links = append(s.Links, Link{Name: cables.LinkName("c2.gw"), Kind: "tuntap", MTU: 1420})
+	s.Links = append(s.Links, cableTo("c2.gw"))
+}
+
+func cableTo(endpoint string) Link {
+	return Link{Name: cables.LinkName(endpoint), Kind: "tuntap", Up: true, MTU: 1420}
+}
+
+// twoGateways adds a gateway to both clusters: here gw2, on the segment of n1.
+func twoGateways(s *Snapshot) {
+	s.Endpoints = append(s.Endpoints, endpoint("c1", "gw2", "172.18.0.4", "10.8.0.0/16"), endpoint("c2", "gw2", "192.0.2.10", "10.9.0.0/16"))
+	s.Nodes = append(s.Nodes, Node{Name: "gw2", Addresses: addrs("172.18.0.4", "fd18::4")})
+}
+
+// amongGateways makes n1 one of two gateways, with cables to both of the other cluster.
+func amongGateways(s *Snapshot) {
+	twoGateways(s)
+	s.Endpoints[2] = endpoint("c1", "n1", "172.18.0.2", "10.8.0.0/16")
+	s.Links = append(s.Links, cableTo("c2.gw"), cableTo("c2.gw2"))
+}
+
+// probed lets all paths to a gateway have that state, and the gateway that view.
+func probed(gateway string, state liveness.State, view *nodeprobe.View) func(*Snapshot) {
+	return func(s *Snapshot) {
+		if s.Paths == nil {
+			s.Paths = map[nodeprobe.Target]nodeprobe.Health{}
+		}
+		health := nodeprobe.Health{State: state}
+		if view != nil {
+			health.Seen = nodeprobe.SeenOf(*view)
+		}
+		for target := range Plan(*s).Targets {
+			if target.Gateway == gateway {
+				s.Paths[target] = health
+			}
+		}
+	}
+}
+
+// up is a view with cables up to these Endpoints.
+func up(endpoints ...string) *nodeprobe.View {
+	var v nodeprobe.View
+	for _, endpoint := range endpoints {
+		v.Cables = append(v.Cables, nodeprobe.Cable{Endpoint: endpoint, ClusterID: "c2", Up: true})
+	}
+	return &v
+}
+
+func draining(v *nodeprobe.View) *nodeprobe.View {
+	v.Draining = true
+	return v
 }
 
 // farGateway puts the gateway on another segment.
@@ -95,10 +149,28 @@ func cases() map[string]Snapshot {
 		s.RPFilterAll = 1
 		s.Links = append(s.Links, Link{Name: LinkVXLAN, Kind: "vxlan", MTU: 1450})
 	})
-	add("gateway-that-does-not-carry", func(s *Snapshot) {
-		s.Endpoints = append(s.Endpoints, endpoint("c1", "n1", "172.18.0.2", "10.8.0.0/16"))
-		s.Links = append(s.Links, Link{Name: cables.LinkName("c2.gw"), Kind: "tuntap", MTU: 1420})
+	add("gateway-device-without-carrier", asGateway, func(s *Snapshot) { s.Links[2].Up = false })
+	both := up("c2.gw", "c2.gw2")
+	add("two-gateways-not-probed-yet", twoGateways)
+	add("two-gateways", twoGateways, probed("c1.gw", liveness.Up, both), probed("c1.gw2", liveness.Up, both))
+	add("two-gateways-one-far", twoGateways, farGateway, func(s *Snapshot) {
+		s.Links = append(s.Links, Link{Name: LinkVXLAN, Kind: "vxlan", Index: 9, Up: true, MTU: 1450})
+	}, probed("c1.gw", liveness.Up, both), probed("c1.gw2", liveness.Up, both))
+	add("two-gateways-one-down", twoGateways, probed("c1.gw", liveness.Down, both), probed("c1.gw2", liveness.Up, both))
+	add("two-gateways-one-without-cables", twoGateways, probed("c1.gw", liveness.Up, both), probed("c1.gw2", liveness.Up, up()))
+	add("two-gateways-one-draining", twoGateways, probed("c1.gw", liveness.Up, draining(up("c2.gw"))), probed("c1.gw2", liveness.Up, both))
+	add("two-gateways-only-the-draining-one-lives", twoGateways, probed("c1.gw", liveness.Up, draining(up("c2.gw"))), probed("c1.gw2", liveness.Down, both))
+	add("two-gateways-all-down-keeps-what-is-in-use", twoGateways, probed("c1.gw", liveness.Down, both), probed("c1.gw2", liveness.Down, both), func(s *Snapshot) {
+		s.InUse = map[netip.Prefix][]netstate.Nexthop{
+			prefixes("10.9.0.0/16")[0]: {{Via: addrs("172.18.0.4")[0], Dev: "eth0"}},
+			prefixes("fd00:9::/32")[0]: {{IPv6: true, Via: addrs("fd18::4")[0], Dev: "eth0"}, {IPv6: true, Via: addrs("fd18::77")[0], Dev: "eth0"}},
+		}
 	})
+	add("among-gateways", amongGateways, probed("c1.n1", liveness.Up, both), probed("c1.gw", liveness.Up, both))
+	add("among-gateways-strict-filter", amongGateways, func(s *Snapshot) { s.RPFilterAll = 1 }, probed("c1.n1", liveness.Up, up("c2.gw2")), probed("c1.gw", liveness.Up, both))
+	add("among-gateways-own-cables-down", amongGateways, probed("c1.n1", liveness.Up, up()), probed("c1.gw", liveness.Up, both))
+	add("among-gateways-own-draining", amongGateways, probed("c1.n1", liveness.Up, draining(up("c2.gw"))), probed("c1.gw", liveness.Up, both))
+	add("among-gateways-all-down", amongGateways, probed("c1.n1", liveness.Down, nil), probed("c1.gw", liveness.Down, nil))
 	add("mode-tunnel-same-segment", func(s *Snapshot) { s.Mode = ModeTunnel })
 	add("mode-direct-other-segment", farGateway, func(s *Snapshot) { s.Mode = ModeDirect })
 	add("gateway-node-without-ipv6-address", func(s *Snapshot) { s.Nodes[0].Addresses = addrs("172.18.0.3") })
@@ -177,7 +249,8 @@ func TestEveryRemotePrefixHasABlackhole(t *testing.T) {
 	}
 }
 
-// The gateway asks of every node what every node asks of the gateway: where one end has the device, so has the other.
+// The gateway asks of every node what every node asks of the gateway: where one end has the device, so has the other, and
+// each has written down where the other is, under the name that the other gives itself.
 func TestBothEndsAgreeOnTheVXLANDevice(t *testing.T) {
 	for name, change := range map[string]func(*Snapshot){
 		"one segment": func(*Snapshot) {}, "two segments": farGateway,
@@ -198,16 +271,129 @@ func TestBothEndsAgreeOnTheVXLANDevice(t *testing.T) {
 			}
 			own = append(own, netip.PrefixFrom(addr, bits))
 		}
-		gateway.Links = []Link{{Name: "eth0", Kind: "veth", MTU: 1500, Addresses: own}, {Name: cables.LinkName("c2.gw"), Kind: "tuntap"}}
-		if w, g := len(Plan(worker).State.Links), len(Plan(gateway).State.Links); w > g {
-			t.Errorf("%s: the worker has %d VXLAN devices, its gateway %d", name, w, g)
+		gateway.Links = []Link{{Name: "eth0", Kind: "veth", MTU: 1500, Addresses: own}, cableTo("c2.gw")}
+		w, g := Plan(worker).State, Plan(gateway).State
+		if len(w.Links) > len(g.Links) {
+			t.Errorf("%s: the worker has %d VXLAN devices, its gateway %d", name, len(w.Links), len(g.Links))
 		}
+		if len(w.Links) == 0 {
+			continue
+		}
+		for _, ends := range [][2]netstate.State{{w, g}, {g, w}} {
+			self, other := ends[0], ends[1]
+			if len(self.Neighbours) != 1 || self.Neighbours[0].MAC != other.Links[0].MAC || self.Forwarding[0].MAC != other.Links[0].MAC ||
+				self.Forwarding[0].Dst != other.Links[0].VXLAN.Local || !slices.Contains(other.Links[0].Addresses, netip.PrefixFrom(self.Neighbours[0].Addr, 64)) {
+				t.Errorf("%s: one end has %v %v, the other is %v", name, self.Neighbours, self.Forwarding, other.Links)
+			}
+		}
+	}
+}
+
+// Two nodes whose names have one hash get two addresses all the same, and every node deals them alike.
+func TestTunnelEndsDoNotCollide(t *testing.T) {
+	var nodes []Node
+	for n := range 300 {
+		nodes = append(nodes, Node{Name: fmt.Sprintf("n%03d", n)})
+	}
+	narrow := func(name string) tunnelEnd { // of nine bits
+		end := hashEnd(name)
+		b := end.addr.As16()
+		return tunnelEnd{addr: netip.AddrFrom16([16]byte{14: b[14] & 1, 15: b[15]}), mac: end.mac}
+	}
+	addresses, macs := map[netip.Addr]bool{}, map[string]bool{}
+	for _, end := range tunnelEnds(nodes, narrow) {
+		addresses[end.addr], macs[end.mac] = true, true
+	}
+	if len(addresses) != 300 || len(macs) != 300 {
+		t.Errorf("%d addresses and %d MACs for 300 nodes", len(addresses), len(macs))
+	}
+	if got, want := tunnelEnds(nodes, hashEnd)["n007"], hashEnd("n007"); got != want {
+		t.Errorf("without a collision n007 is %v, want %v", got, want)
+	}
+}
+
+// Whatever is known of the paths, and whatever is in use, a cluster that some next hop leads to has members in its group;
+// they are among the candidates; what is known to be dead is no member where something lives; and a failover changes
+// nothing but groups.
+func TestHealthMovesMembersOnly(t *testing.T) {
+	random := rand.New(rand.NewPCG(11, 12))
+	for _, build := range []func(*Snapshot){twoGateways, amongGateways} {
+		s := base()
+		build(&s)
+		first := Plan(s)
+		targets := slices.Collect(maps.Keys(first.Targets))
+		views := []*nodeprobe.View{nil, up(), up("c2.gw"), up("c2.gw2"), up("c2.gw", "c2.gw2"), draining(up("c2.gw"))}
+		for range 500 {
+			s.Paths = map[nodeprobe.Target]nodeprobe.Health{}
+			for _, target := range targets {
+				health := nodeprobe.Health{State: []liveness.State{liveness.Up, liveness.Down, liveness.Unknown}[random.IntN(3)]}
+				if view := views[random.IntN(len(views))]; view != nil {
+					health.Seen = nodeprobe.SeenOf(*view)
+				}
+				s.Paths[target] = health
+			}
+			desired := Plan(s)
+			if err := desired.State.Validate(Scope); err != nil {
+				t.Fatal(err)
+			}
+			if len(desired.State.Groups) != len(first.State.Groups) {
+				t.Fatalf("%d groups, want %d, with %v", len(desired.State.Groups), len(first.State.Groups), s.Paths)
+			}
+			for _, group := range desired.State.Groups {
+				dead, live := 0, 0
+				for _, hop := range group.Members {
+					for target, health := range s.Paths {
+						switch {
+						case target.Addr != hop.Via:
+						case health.State == liveness.Down:
+							dead++
+						case health.State == liveness.Up && health.Seen != nil && (health.Seen.Up("c2.gw") || health.Seen.Up("c2.gw2")):
+							live++
+						}
+					}
+				}
+				if dead > 0 && live > 0 {
+					t.Errorf("group %s has members %v, with %v", group.Name, group.Members, s.Paths)
+				}
+			}
+			// The next plan sees what this one has made, and stays with it.
+			s.InUse = desired.inUse()
+			if again := Plan(s); again.State.Text(Scope) != desired.State.Text(Scope) {
+				t.Fatalf("not settled:\n%s", cmp.Diff(desired.State.Text(Scope), again.State.Text(Scope)))
+			}
+			desired.State.Groups = first.State.Groups
+			if diff := cmp.Diff(first.State.Text(Scope), desired.State.Text(Scope)); diff != "" {
+				t.Fatalf("more than groups has changed:\n%s", diff)
+			}
+		}
+	}
+}
+
+// A path that was in use when the process began counts for what it was used for, until its gateway tells more.
+func TestBeginningMovesNothing(t *testing.T) {
+	s := base()
+	amongGateways(&s)
+	only := []netstate.Nexthop{{Dev: cables.LinkName("c2.gw2")}}
+	s.InUse = map[netip.Prefix][]netstate.Nexthop{prefixes("10.9.0.0/16")[0]: only}
+	probed("c1.n1", liveness.Up, nil)(&s)
+	probed("c1.gw", liveness.Unknown, nil)(&s)
+	for target, inUse := range Plan(s).Targets {
+		if inUse != (target.Gateway == "c1.n1") {
+			t.Errorf("target %v is in use: %t", target, inUse)
+		}
+	}
+	if got := Plan(s).State.Groups[0].Members; !slices.Equal(got, only) {
+		t.Errorf("members %v, want %v", got, only)
+	}
+	probed("c1.n1", liveness.Up, up("c2.gw", "c2.gw2"))(&s)
+	if got := Plan(s).State.Groups[0].Members; len(got) != 2 {
+		t.Errorf("members %v, want both cables", got)
 	}
 }
 
 func TestConfigReportsEveryProblem(t *testing.T) {
 	err := Config{Prefixes: []string{"10.8.0.1/16"}, Mode: "teleport"}.Validate()
-	for _, want := range []string{"--cluster-id", "--node", "10.8.0.0/16", "teleport", "no log"} {
+	for _, want := range []string{"--cluster-id", "--node is", "--node-probe-port", "10.8.0.0/16", "teleport", "no log"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v does not say %q", err, want)
 		}

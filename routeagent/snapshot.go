@@ -1,16 +1,21 @@
 package routeagent
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/internal/netstate"
+	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 )
 
 // Snapshot is all that a plan depends on.
@@ -24,6 +29,10 @@ type Snapshot struct {
 	Nodes     []Node
 	// Links of the kernel, sorted by name.
 	Links []Link
+	// Paths to this cluster's gateways, as far as they are probed.
+	Paths map[nodeprobe.Target]nodeprobe.Health
+	// InUse are the next hops of our routes in the kernel, by the routes' prefixes.
+	InUse map[netip.Prefix][]netstate.Nexthop
 	// RPFilterAll is net.ipv4.conf.all.rp_filter.
 	RPFilterAll int
 	// IPv6 is switched on in the kernel.
@@ -47,7 +56,10 @@ func (n Node) has(v6 bool) bool {
 // Link of the kernel.
 type Link struct {
 	Name, Kind string
-	MTU        int
+	// Index is its number. Up: with a carrier.
+	Index uint32
+	Up    bool
+	MTU   int
 	// Addresses, without link-local ones.
 	Addresses []netip.Prefix
 	RPFilter  int
@@ -92,10 +104,34 @@ func (s Snapshot) String() string {
 	for _, node := range s.Nodes {
 		fmt.Fprintf(&b, "node %s: addresses %v, pods %v\n", node.Name, node.Addresses, node.PodPrefixes)
 	}
+	for _, target := range slices.SortedFunc(maps.Keys(s.Paths), func(a, b nodeprobe.Target) int {
+		return cmp.Or(cmp.Compare(a.Gateway, b.Gateway), a.Addr.Compare(b.Addr))
+	}) {
+		path := s.Paths[target]
+		fmt.Fprintf(&b, "path to %s (%s): %s since %s, rtt %s, loss %.0f %%, %s\n", target.Gateway, target.Addr, path.State,
+			path.Since.Format(time.RFC3339Nano), path.RTT.Round(time.Microsecond), 100*path.Loss, s.says(path.Seen))
+	}
 	for _, link := range s.Links {
 		fmt.Fprintf(&b, "link %s: %s, mtu %d, addresses %v, rp_filter %d\n", link.Name, link.Kind, link.MTU, link.Addresses, link.RPFilter)
 	}
 	return b.String()
+}
+
+// says is a gateway's view in words.
+func (s Snapshot) says(seen *nodeprobe.Seen) string {
+	if seen == nil {
+		return "no view yet"
+	}
+	var up []string
+	for _, endpoint := range s.Endpoints {
+		if endpoint.Spec.ClusterID != s.ClusterID && seen.Up(endpoint.Name) {
+			up = append(up, endpoint.Name)
+		}
+	}
+	if seen.Draining {
+		return fmt.Sprintf("draining, cables up to %v", up)
+	}
+	return fmt.Sprintf("cables up to %v", up)
 }
 
 // kernel fills in what the kernel knows. Links without an address matter only where they are ours, so the pods' ends,
@@ -127,7 +163,7 @@ func (s *Snapshot) kernel(loosened map[string]int) error {
 		}
 		_, ours := loosened[name]
 		s.Links = append(s.Links, Link{
-			Name: name, Kind: link.Type(), MTU: link.Attrs().MTU, Addresses: addresses[link.Attrs().Index],
+			Name: name, Kind: link.Type(), Index: uint32(link.Attrs().Index), Up: link.Attrs().RawFlags&unix.IFF_LOWER_UP != 0, MTU: link.Attrs().MTU, Addresses: addresses[link.Attrs().Index],
 			RPFilter: rpFilter, Loosened: ours,
 		})
 	}

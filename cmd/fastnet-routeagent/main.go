@@ -14,6 +14,7 @@ import (
 
 	"github.com/go-logr/logr"
 
+	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 	"github.com/fastnet-io/fastnet/routeagent"
 )
 
@@ -53,6 +54,7 @@ func command() *cobra.Command {
 	flags.StringSliceVar(&config.Prefixes, "prefixes", nil, "pod and service CIDRs of this cluster, both families, comma separated")
 	flags.StringVar(&mode, "mode", string(routeagent.ModeAuto), "path to the gateway: auto, direct or tunnel")
 	flags.StringVar(&config.HTTPAddress, "http-address", ":9472", "address for /metrics, /healthz, /readyz and /debug/plan")
+	flags.Uint16Var(&config.ProbePort, "node-probe-port", nodeprobe.DefaultPort, "port (UDP) at which gateways answer the nodes' probes")
 	root.PersistentFlags().TextVar(&level, "log-level", slog.LevelInfo, "least level logged: debug, info, warn or error")
 	root.AddCommand(&cobra.Command{
 		Use:   "cleanup",
