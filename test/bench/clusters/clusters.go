@@ -97,8 +97,11 @@ func Up(ctx context.Context, keep bool) (pair *Pair, tidy func() error, err erro
 	config := lab.DefaultConfig(p.Dist)
 	config.Workers, config.Install, config.Gateways = Gateways+1, true, Gateways
 	config.Progress = lab.ProgressLines(func(line string) { fmt.Println("  " + line) })
-	if _, err := lab.Open(); err == nil && !keep {
-		return nil, tidy, errors.New("a lab is running on this machine, and the benchmark needs one of its own: run `make demo-down` first")
+	if _, err := lab.Open(); err == nil {
+		if !keep {
+			return nil, tidy, errors.New("a lab is running on this machine, and the benchmark needs one of its own: run `make demo-down` first")
+		}
+		config.Install = false // Fastnet is on it
 	}
 	if p.dir, err = os.MkdirTemp("", "bench-"); err != nil {
 		return nil, tidy, err
