@@ -202,6 +202,25 @@ func (s Sample) Quantile(q float64) float64 {
 // Median is the middle of the sample.
 func (s Sample) Median() float64 { return s.Quantile(0.5) }
 
+// Interval gives the bounds between which, with a confidence of 95 %, the median lies of all that could have been measured: of n
+// values in order those that lie as far from both ends as n tosses of a coin stray in 19 of 20 cases. It supposes nothing about how
+// the values spread. Fewer than six are too few for it, and give the least and the most.
+func (s Sample) Interval() (low, high float64) {
+	n := len(s)
+	outside := 0                        // values at each end that may be left out
+	chance := math.Pow(0.5, float64(n)) // that exactly so many tosses of n are heads
+	for sum := chance; n > 0 && sum <= 0.025; sum += chance {
+		outside++
+		chance *= float64(n-outside+1) / float64(outside)
+	}
+	if n == 0 {
+		return math.NaN(), math.NaN()
+	}
+	sorted := slices.Sorted(slices.Values(s))
+	outside = max(outside, 1)
+	return sorted[outside-1], sorted[n-outside]
+}
+
 // String is the median with the spread: "12.3 (11.9..14)".
 func (s Sample) String() string {
 	return fmt.Sprintf("%s (%s..%s)", number(s.Median()), number(s.Quantile(0)), number(s.Quantile(1)))

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -52,6 +53,22 @@ func TestSample(t *testing.T) {
 	}
 	if got := s.Over(Sample{10, 0, 6}); !reflect.DeepEqual(got, Sample{0.5, 0.5}) {
 		t.Errorf("ratios %v", got)
+	}
+}
+
+// TestInterval compares with the ranks that tables of the sign test give.
+func TestInterval(t *testing.T) {
+	for n, rank := range map[int]int{1: 1, 5: 1, 6: 1, 9: 2, 10: 2, 20: 6, 25: 8, 50: 18, 100: 40} {
+		var s Sample
+		for i := range n {
+			s = append(s, float64(n-i))
+		}
+		if low, high := s.Interval(); low != float64(rank) || high != float64(n+1-rank) {
+			t.Errorf("of %d values: %v to %v, want rank %d from both ends", n, low, high, rank)
+		}
+	}
+	if low, high := (Sample{}).Interval(); !math.IsNaN(low) || !math.IsNaN(high) {
+		t.Errorf("of none: %v to %v", low, high)
 	}
 }
 
