@@ -14,7 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -48,31 +48,20 @@ func Binary(t testing.TB) string {
 // Start starts a cluster without nodes and gives the path of an administrator's kubeconfig. It ends with the test.
 func Start(t testing.TB, name, serviceCIDR string) (kubeconfig string) {
 	t.Helper()
-	return New(t, name, serviceCIDR).Kubeconfig
+	return StartServer(t, name, serviceCIDR).Kubeconfig
 }
 
-// Cluster is a cluster without nodes.
-type Cluster struct {
-	// Kubeconfig is the path of an administrator's.
-	Kubeconfig string
+// Server is a cluster without nodes.
+type Server struct {
+	Kubeconfig string // an administrator's
 
-	dir, server, cert string
-	command           []string // of the API server
-	stop              func()
+	dir, url, certificate string
+	etcd, api             *program
+	backups               int
 }
 
-// StopAPI kills the API server. Its data stay, and so does its address.
-func (c *Cluster) StopAPI() { c.stop() }
-
-// StartAPI starts the API server again, and waits until it is ready.
-func (c *Cluster) StartAPI(t testing.TB) {
-	t.Helper()
-	c.stop = run(t, c.dir, c.command[0], c.command[1], c.command[2:]...)
-	await(t, c.dir, c.server, c.cert)
-}
-
-// New starts a cluster without nodes. It ends with the test.
-func New(t testing.TB, name, serviceCIDR string) *Cluster {
+// StartServer is Start, for a test that makes backups.
+func StartServer(t testing.TB, name, serviceCIDR string) *Server {
 	t.Helper()
 	kube := Binary(t)
 	dir := filepath.Join(t.TempDir(), name)
@@ -82,30 +71,79 @@ func New(t testing.TB, name, serviceCIDR string) *Cluster {
 	files := writeFiles(t, dir)
 	api, etcd, peer, controllers := freePort(t), freePort(t), freePort(t), freePort(t)
 	etcdURL, peerURL := fmt.Sprintf("http://%s:%d", loopback(), etcd), fmt.Sprintf("http://%s:%d", loopback(), peer)
-	server := fmt.Sprintf("https://%s:%d", loopback(), api)
+	s := &Server{Kubeconfig: filepath.Join(dir, "kubeconfig"), dir: dir, url: fmt.Sprintf("https://%s:%d", loopback(), api), certificate: files.cert}
 
-	run(t, dir, kube, "etcd", "--data-dir="+dir+"/etcd", "--unsafe-no-fsync", "--log-level=error",
-		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
-		"--listen-peer-urls="+peerURL, "--initial-advertise-peer-urls="+peerURL, "--initial-cluster=default="+peerURL)
-	c := &Cluster{Kubeconfig: filepath.Join(dir, "kubeconfig"), dir: dir, server: server, cert: files.cert}
-	c.command = []string{kube, "kube-apiserver", "--etcd-servers=" + etcdURL, fmt.Sprintf("--secure-port=%d", api),
+	s.etcd = &program{dir, kube, "etcd", []string{"--data-dir=" + s.data(), "--unsafe-no-fsync", "--log-level=error",
+		"--listen-client-urls=" + etcdURL, "--advertise-client-urls=" + etcdURL,
+		"--listen-peer-urls=" + peerURL, "--initial-advertise-peer-urls=" + peerURL, "--initial-cluster=default=" + peerURL}, nil, 0}
+	s.api = &program{dir, kube, "kube-apiserver", []string{"--etcd-servers=" + etcdURL, fmt.Sprintf("--secure-port=%d", api),
 		"--bind-address=" + loopback().String(), "--advertise-address=192.0.2.1", "--tls-cert-file=" + files.cert, "--tls-private-key-file=" + files.key,
 		"--service-cluster-ip-range=" + serviceCIDR, "--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file=" + files.key, "--service-account-signing-key-file=" + files.key,
-		"--token-auth-file=" + files.tokens, "--authorization-mode=RBAC", "--allow-privileged=true"}
+		"--token-auth-file=" + files.tokens, "--authorization-mode=RBAC", "--allow-privileged=true"}, nil, 0}
+	s.etcd.start(t)
+	s.api.start(t)
 
-	write(t, c.Kubeconfig, fmt.Sprintf(`apiVersion: v1
+	write(t, s.Kubeconfig, fmt.Sprintf(`apiVersion: v1
 kind: Config
 clusters: [{name: %[1]s, cluster: {server: %[2]q, certificate-authority: %[3]q}}]
 users: [{name: admin, user: {token: %[4]s}}]
 contexts: [{name: %[1]s, context: {cluster: %[1]s, user: admin}}]
 current-context: %[1]s
-`, name, server, files.cert, token))
-	c.StartAPI(t)
-	run(t, dir, kube, "kube-controller-manager", "--kubeconfig="+c.Kubeconfig, "--leader-elect=false",
-		fmt.Sprintf("--secure-port=%d", controllers), "--bind-address="+loopback().String(),
-		"--controllers=namespace-controller,garbage-collector-controller")
-	return c
+`, name, s.url, files.cert, token))
+	await(t, dir, s.url, files.cert)
+	controller := &program{dir, kube, "kube-controller-manager", []string{"--kubeconfig=" + s.Kubeconfig, "--leader-elect=false",
+		fmt.Sprintf("--secure-port=%d", controllers), "--bind-address=" + loopback().String(),
+		"--controllers=namespace-controller,garbage-collector-controller"}, nil, 0}
+	controller.start(t)
+	return s
+}
+
+func (s *Server) data() string { return filepath.Join(s.dir, "etcd") }
+
+// Backup keeps what the cluster holds now, and returns where. The cluster does not notice.
+func (s *Server) Backup(t testing.TB) (backup string) {
+	t.Helper()
+	s.backups++
+	backup = filepath.Join(s.dir, fmt.Sprintf("backup-%d", s.backups))
+	// What etcd has on disk while it stands still is what it would find after a power cut, which it survives.
+	s.etcd.signal(t, syscall.SIGSTOP)
+	err := os.CopyFS(backup, os.DirFS(s.data()))
+	s.etcd.signal(t, syscall.SIGCONT)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return backup
+}
+
+// Restore makes the cluster hold what a backup holds, as an administrator would: etcd and the API server are stopped, and started upon it.
+// It returns when the API server is ready again.
+func (s *Server) Restore(t testing.TB, backup string) {
+	t.Helper()
+	s.api.stop(t)
+	s.etcd.stop(t)
+	if err := os.RemoveAll(s.data()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(s.data(), os.DirFS(backup)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(s.data(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s.etcd.start(t)
+	s.api.start(t)
+	await(t, s.dir, s.url, s.certificate)
+}
+
+// StopAPI kills the API server. Its data stay, and so does its address.
+func (s *Server) StopAPI(t testing.TB) { t.Helper(); s.api.stop(t) }
+
+// StartAPI starts the API server again, and waits until it is ready.
+func (s *Server) StartAPI(t testing.TB) {
+	t.Helper()
+	s.api.start(t)
+	await(t, s.dir, s.url, s.certificate)
 }
 
 type files struct{ cert, key, tokens string }
@@ -151,18 +189,27 @@ func freePort(t testing.TB) int {
 }
 
 // guarded ends the program when its own standard input ends, and so also when the test is killed.
-const guarded = `"$@" </dev/null & read -r _; kill -9 $!`
+const guarded = `"$@" </dev/null & read -r _; kill -9 $!; wait`
 
-// run starts a program that ends by stop, or with the test, with its log beside its data.
-func run(t testing.TB, dir, kube, name string, args ...string) (stop func()) {
+// program is one of the lab's, with its log beside its data.
+type program struct {
+	dir, kube, name string
+	args            []string
+	end             func(testing.TB) // nil while it does not run
+	group           int
+}
+
+// start starts a program that ends with the test.
+func (p *program) start(t testing.TB) {
 	t.Helper()
-	log, err := os.OpenFile(filepath.Join(dir, name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(filepath.Join(p.dir, p.name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	command := exec.Command("/bin/sh", append([]string{"-c", guarded, "sh", kube, name}, args...)...)
+	command := exec.Command("/bin/sh", append([]string{"-c", guarded, "sh", p.kube, p.name}, p.args...)...)
 	command.Stdout, command.Stderr = log, log
+	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	stdin, err := command.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -170,16 +217,32 @@ func run(t testing.TB, dir, kube, name string, args ...string) (stop func()) {
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	stop = sync.OnceFunc(func() {
+	p.group = command.Process.Pid
+	p.end = func(t testing.TB) {
 		stdin.Close()
 		if err := command.Wait(); err != nil {
 			if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) {
-				t.Errorf("%s: %v", name, err)
+				t.Errorf("%s: %v", p.name, err)
 			}
 		}
-	})
-	t.Cleanup(stop)
-	return stop
+	}
+	t.Cleanup(func() { p.stop(t) })
+}
+
+// stop kills the program and waits for its end.
+func (p *program) stop(t testing.TB) {
+	t.Helper()
+	if p.end != nil {
+		p.end(t)
+		p.end = nil
+	}
+}
+
+func (p *program) signal(t testing.TB, signal syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(-p.group, signal); err != nil {
+		t.Fatalf("%s: %v", p.name, err)
+	}
 }
 
 // await waits until the API server is ready, and shows the end of its log if it does not become so.

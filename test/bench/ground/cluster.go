@@ -39,7 +39,7 @@ type Cluster struct {
 
 	ground *Ground
 	config *rest.Config
-	api    *apitest.Cluster
+	api    *apitest.Server
 }
 
 // Clusters starts clusters of these names, each with its ranges of Services, side by side.
@@ -65,7 +65,7 @@ func (g *Ground) Clusters(ranges map[string]string) (map[string]*Cluster, error)
 // cluster starts etcd, a kube-apiserver and the controllers that finish deletions.
 func (g *Ground) cluster(name, serviceCIDR string) (*Cluster, error) {
 	c := &Cluster{Name: name, ground: g}
-	err := g.starter.failing(func() { c.api = apitest.New(g.starter, name, serviceCIDR) })
+	err := g.starter.failing(func() { c.api = apitest.StartServer(g.starter, name, serviceCIDR) })
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +82,7 @@ func (g *Ground) cluster(name, serviceCIDR string) (*Cluster, error) {
 }
 
 // StopAPI kills the API server. Its data stay.
-func (c *Cluster) StopAPI() { c.api.StopAPI() }
+func (c *Cluster) StopAPI() { c.api.StopAPI(c.ground.starter) }
 
 // StartAPI starts the API server again, and waits until it is ready.
 func (c *Cluster) StartAPI() error {
