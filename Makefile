@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 # go build decides what is stale, make only what to ask for.
 .NOTPARALLEL:
-.PHONY: help build test lint gen images lab demo demo-down e2e soak-dns bench bench-dns bench-propagation bench-tunnel bench-failover prepare kubernetes
+.PHONY: help build test lint gen images lab demo demo-down e2e soak-dns bench bench-dns bench-propagation bench-scale bench-tunnel bench-failover prepare kubernetes
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,7 +52,7 @@ demo-down: build ## Take away everything that demo and lab made
 test: ## Run every test that needs no cluster, with the race detector (as root: also those in network namespaces)
 	@test/prepare test
 	@mkdir -p $(DIST)
-	go build -o /dev/null ./coredns-build # compiled here, outside of the time limit of the tests that build it
+	go build -o /dev/null ./coredns-build ./cmd/fastnet-agent # compiled here, outside of the time limit of the tests that build them
 	{ CGO_ENABLED=1 go test -json -race -timeout 10m $$(go list ./... | grep -v -E '$(SLOW)'); first=$$?; \
 	  go test -json -timeout 10m $$(go list ./... | grep -E '$(SLOW)') && exit $$first; } | go run ./test/tally -append $(DIST)/tally
 
@@ -62,7 +62,7 @@ e2e: prepare kubernetes images ## Run the end-to-end tests in the lab
 soak-dns: kubernetes build ## Overload CoreDNS, stop its API server, reload it, for 15 minutes in all
 	go test -tags e2e -count 1 -timeout 40m ./test/soak -v -overload 60s -outage 10m -reloads 100 -rows $(abspath $(DIST))/bench/soak-dns.json
 
-bench: bench-dns bench-propagation bench-tunnel bench-failover ## Run all benchmarks; the figures are in dist/bench
+bench: bench-dns bench-propagation bench-scale bench-tunnel bench-failover ## Run all benchmarks; the figures are in dist/bench
 	go test -run '^$$' -bench . -benchmem ./plugin/... ./internal/...
 
 # BENCH_DNS passes flags on, such as '-only inprocess,wire -rounds 3'.
@@ -74,6 +74,10 @@ bench-dns: kubernetes ## Measure the DNS plugin against its peers
 # BENCH_PROPAGATION passes flags on, such as '-rates 100 -rounds 1'.
 bench-propagation: kubernetes ## Measure how long changes take from one cluster to the DNS of another
 	go run ./test/bench/propagation $(BENCH_PROPAGATION)
+
+# BENCH_SCALE passes flags on, such as '-services 500'.
+bench-scale: kubernetes ## Measure a broker with 20 members and 50,000 backends, and an agent that joins
+	go run ./test/bench/scale $(BENCH_SCALE)
 
 # BENCH_FAILOVER passes flags on, such as '-only power-off,hang -trials 10'.
 bench-failover: prepare kubernetes images ## Measure for how long traffic stops when a gateway fails
