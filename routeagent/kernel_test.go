@@ -49,7 +49,7 @@ func TestRandomWalkBetweenPlans(t *testing.T) {
 		CABLES
 		ip rule add priority 1000 lookup 77; ip route add 10.200.0.0/16 dev eth0 table 77; ip route add 10.9.9.0/24 dev eth0 table 64087 proto static`, "CABLES", cableDevices))
 	t.Cleanup(func() {
-		netns.Sh(t, "for link in eth0 cni0 flannel.1 $(ip -br link | grep -o "^fastnet-w[a-z0-9]*"); do ip link delete $link; done; ip rule delete priority 1000")
+		netns.Sh(t, "for link in eth0 cni0 flannel.1 $(ip -br link | grep -o '^fastnet-w[a-z0-9]*'); do ip link delete $link; done; ip rule delete priority 1000")
 	})
 	states := map[string]netstate.State{"empty": {}}
 	for name, snapshot := range cases() {

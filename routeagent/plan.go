@@ -25,9 +25,10 @@ import (
 //	|   nat PREROUTING:         |   |                          |   |                |   |           |
 //	|   kube-proxy makes it B   |   |                          |   |                |   |           |
 //	|   rule 900, table 64087:  |   | rule 900, table 64087:   |   | main table:    |   |           |
-//	|   10.9.0.0/16 via gateway |   | 10.9.0.0/16              |   | the CNI's      |   |           |
-//	|   (1) eth0, or            |   |   dev fastnet-wg         |   | route to B     |   |           |
-//	|   (2) fastnet-vx          |   | mangle FASTNET-FORWARD:  |   |                |   |           |
+//	|   10.9.0.0/16 to a group: |   | 10.9.0.0/16 to a group:  |   | the CNI's      |   |           |
+//	|   gateways of c1 that live|   | cables to c2 that live,  |   | route to B     |   |           |
+//	|   (1) eth0, or            |   | dev fastnet-wXXXXXX      |   |                |   |           |
+//	|   (2) fastnet-vx          |   | mangle FASTNET-MSS:      |   |                |   |           |
 //	|   nat FASTNET-POSTROUTING:|   |   clamp the MSS          |   |                |   |           |
 //	|   ACCEPT: A stays A       |   | nat: ACCEPT              |   | nat: ACCEPT    |   |           |
 //	+-----------|---------------+   +---^------------|---------+   +---^-------|----+   +--^--------+
@@ -37,8 +38,8 @@ import (
 //	(1) direct: the gateway's address is on a segment of ours
 //	(2) tunnel: VXLAN to the gateway's address
 //
-// The answer takes the same way back through c2's gateway to c1's, and from there the CNI's own route to A: that every
-// node reaches every pod is what Kubernetes asks of a CNI. A client in a worker's host network has no pod address; it
+// The answer goes by some gateway of c2 to some gateway of c1, each chosen by its sender, and from there by the CNI's own
+// route to A: that every node reaches every pod is what Kubernetes asks of a CNI. A client in a worker's host network has no pod address; it
 // gets that of the CNI's bridge on its node (SNAT in FASTNET-POSTROUTING), so that its answers find back the same way.
 //
 // Behind every route stands a blackhole: while the gateway's device is away, or no gateway is known, packets for other

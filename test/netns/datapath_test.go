@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -389,7 +390,7 @@ func TestDataPath(t *testing.T) {
 	})
 	t.Run("direct on one segment, VXLAN on two", func(t *testing.T) {
 		for node, want := range map[string]string{
-			"w1": "10.9.0.0/16 via 172.31.1.2 dev eth0 proto 250 metric 50", "w2": "10.8.0.0/16 via inet6 fe80:", "g1": "10.9.0.0/16 dev " + cables.LinkName("c2.g2"),
+			"w1": "via 172.31.1.2 dev eth0 proto 250 metric 50", "w2": "via inet6 fe80:", "g1": "dev " + cables.LinkName("c2.g2"),
 		} {
 			if routes := w.nodes[node].Sh(t, "ip route show table 64087"); !strings.Contains(routes, want) || !strings.Contains(routes, "blackhole") {
 				t.Errorf("routes of %s, want %q and a blackhole:\n%s", node, want, routes)
@@ -431,7 +432,7 @@ func TestDataPath(t *testing.T) {
 		goesOn()
 		for _, node := range []string{"g1", "g2"} {
 			w.gateways[node].Kill()
-			if out := w.nodes[node].Sh(t, "ip route show table 64087"); !strings.Contains(out, "dev fastnet-w") {
+			if out := w.nodes[node].Sh(t, "ip route show table 64087; ip -6 route show table 64087"); strings.Count(out, "blackhole") != 2 {
 				t.Errorf("after its gateway was killed %s has the routes\n%s", node, out)
 			}
 			w.startGateway(node)
@@ -470,7 +471,12 @@ func TestDataPath(t *testing.T) {
 			p.Signal(t, syscall.SIGTERM)
 			p.Wait(t, 15*time.Second)
 		}
-		if diff := cmp.Diff(strip(during), strip(w.nodes["g1"].State(t))); diff != "" {
+		// The kernel has no nexthop over a device without a carrier; the blackholes behind are there.
+		paths := func(line string) bool {
+			return strings.Contains(line, "nhid ") || strings.HasPrefix(line, "id ") || strings.HasPrefix(line, "\tnexthop ")
+		}
+		left := func(state string) []string { return slices.DeleteFunc(strip(state), paths) }
+		if diff := cmp.Diff(left(during), left(w.nodes["g1"].State(t))); diff != "" {
 			t.Errorf("after SIGTERM (-running +stopped):\n%s", diff)
 		}
 		w.startGateway("g1")

@@ -102,7 +102,7 @@ func (n *Namespace) Try(script string) (string, error) {
 func (n *Namespace) State(t testing.TB) string {
 	t.Helper()
 	return n.Sh(t, `ip -d link | sed -E 's/ (qdisc|state|qlen|[a-z_]+_timer) +[^ ]+//g'
-		ip rule; ip -6 rule
+		ip rule; ip -6 rule; ip nexthop
 		ip route show table all; ip -6 route show table all | sed -E 's/ expires [^ ]+//'
 		for save in iptables-nft-save ip6tables-nft-save; do $save 2>/dev/null | grep -v '^#' | sed -E 's/\[[0-9]+:[0-9]+\]/[0:0]/'; done || true
 		for link in /proc/sys/net/ipv4/conf/*; do echo $link $(cat $link/rp_filter $link/forwarding); done`)

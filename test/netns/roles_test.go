@@ -21,6 +21,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/fastnet-io/fastnet/gateway"
+	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 	"github.com/fastnet-io/fastnet/routeagent"
 )
 
@@ -59,7 +60,7 @@ func runGateway(ctx context.Context) error {
 }
 
 func runRouteAgent(ctx context.Context) error {
-	config := routeagent.Config{Mode: routeagent.ModeAuto, HTTPAddress: "127.0.0.1:9472"}
+	config := routeagent.Config{Mode: routeagent.ModeAuto, HTTPAddress: "127.0.0.1:9472", ProbePort: nodeprobe.DefaultPort}
 	if err := settings(&config); err != nil {
 		return err
 	}
