@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"runtime/metrics"
 	"slices"
+	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/coredns/caddy"
@@ -30,6 +32,7 @@ func main() {
 	}
 	dnsserver.Directives = directives
 	tuneMemory()
+	go returnMemory(time.Tick(time.Second), collections, debug.FreeOSMemory)
 	caddy.AppVersion = coremain.CoreVersion + " lighthouse-" + version
 	coremain.Run()
 }
@@ -60,4 +63,32 @@ func tuneMemory() {
 	if _, err := memlimit.Set(); err != nil {
 		fmt.Fprintln(os.Stderr, "coredns: the memory limit of the container is not known:", err)
 	}
+}
+
+// calm is for how many seconds no garbage is collected before what is free goes back to the system.
+const calm = 5
+
+// returnMemory gives memory back once the load is over for which it was taken. Go by itself keeps it until the collection after next,
+// and without queries the next is minutes away. A server whose load has garbage collected more often than that never comes here; any
+// other is at most charged with a collection, some tens of milliseconds, for each that it had anyway.
+func returnMemory(tick <-chan time.Time, collections func() uint64, free func()) {
+	last, quiet := collections(), 0
+	for range tick {
+		switch n := collections(); {
+		case n != last:
+			last, quiet = n, 0
+		case quiet < calm:
+			if quiet++; quiet == calm {
+				free()
+				last = collections() // free has collected, too
+			}
+		}
+	}
+}
+
+// collections counts how often garbage was collected.
+func collections() uint64 {
+	sample := []metrics.Sample{{Name: "/gc/cycles/total:gc-cycles"}}
+	metrics.Read(sample)
+	return sample[0].Value.Uint64()
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
@@ -231,4 +232,35 @@ func TestTuneMemory(t *testing.T) {
 	if got := debug.SetMemoryLimit(-1); got != 1<<30 {
 		t.Errorf("the limit of the environment became %d", got)
 	}
+}
+
+// TestReturnMemory: once for each load that is over, and once after the start; never while garbage is collected.
+func TestReturnMemory(t *testing.T) {
+	ticks := make(chan time.Time)
+	var count, freed uint64
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		returnMemory(ticks, func() uint64 { return count }, func() { freed++; count++ })
+	}()
+	pass := func(seconds int, collects bool, want uint64) {
+		t.Helper()
+		for range seconds {
+			if collects {
+				count++
+			}
+			ticks <- time.Time{}
+		}
+		ticks <- time.Time{} // once it is taken, all before it have been dealt with
+		if freed != want {
+			t.Errorf("memory was given back %d times, want %d", freed, want)
+		}
+	}
+	pass(calm-2, false, 0)
+	pass(10, true, 0)
+	pass(10*calm, false, 1)
+	pass(1, true, 1)
+	pass(calm, false, 2)
+	close(ticks)
+	<-done
 }
