@@ -27,6 +27,9 @@ import (
 // overload is how many times the most that the server can answer it is sent.
 const overload = 10
 
+// residentMore is by how many MB the server may be larger afterwards for its memory to count as given back.
+const residentMore = 25
+
 // TestOverload: under ten times what it can answer, half of it garbage, the server lives, remembers nothing of it, and has
 // an answer for others, then and at once afterwards.
 func TestOverload(t *testing.T) {
@@ -76,6 +79,15 @@ func testOverload(t *testing.T, kubeconfig, name, line string) {
 	after := time.Now()
 	dnsserver.Eventually(t, patience, func() error { return everything.small().check(s.dns) })
 	again := time.Since(after)
+	// The server gives its memory back by itself: nobody has asked for a collection of garbage yet.
+	var held float64
+	dnsserver.Eventually(t, patience, func() error {
+		if held = s.resident(t); held > before.resident+residentMore {
+			return fmt.Errorf("%.1f MB resident; before: %v", held, before)
+		}
+		return nil
+	})
+	back := time.Since(after)
 	var late state
 	dnsserver.Eventually(t, patience, func() error {
 		if late = s.state(t); late.goroutines > before.goroutines+20 {
@@ -96,6 +108,7 @@ func testOverload(t *testing.T, kubeconfig, name, line string) {
 	// CoreDNS has one for each packet that waits.
 	atMost(t, name+".heap-growth", late.heap-before.heap, "MB", 32, fmt.Sprintf("before: %v; afterwards: %v", before, late))
 	noted(name+".peak", peak, "MB resident", "lower", "during the overload")
+	atMost(t, name+".memory-back", back.Seconds(), "s", 10, fmt.Sprintf("until %.1f MB were resident; %.1f before, %.1f at most", held, before.resident, peak))
 	atLeast(t, name+".tcp-answered", percent(&tcp.answered, &tcp.asked), "%", 99, fmt.Sprintf("another client, by TCP, meanwhile: %v", tcp))
 	noted(name+".udp-answered", percent(&udp.answered, &udp.asked), "%", "higher",
 		fmt.Sprintf("50 other clients, by UDP, who ask up to 5 times with 1 s each, meanwhile: %v", udp))
