@@ -111,8 +111,9 @@ type Broker struct {
 
 	client    client.WithWatch
 	lease     *renewal
+	sources   []*source
 	connected atomic.Bool
-	relist    chan struct{} // asks for fresh lists
+	losses    atomic.Int64 // how often the broker went away
 
 	// Used by probe alone.
 	revision uint64    // the highest that the broker told of
@@ -128,7 +129,7 @@ const (
 
 // backoff is between attempts to list and watch a broker that is away. It is short: whoever waits for the broker should be up
 // to date in seconds after its return, and what an attempt costs is a refused connection.
-var backoff = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 5, Cap: 3 * time.Second}
+var backoff = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 4, Cap: time.Second}
 
 // New makes a connection. Poke is called on every change of what views say.
 func New(config *rest.Config, namespace string, scheme *runtime.Scheme, poke func(Change)) (*Broker, error) {
@@ -136,10 +137,9 @@ func New(config *rest.Config, namespace string, scheme *runtime.Scheme, poke fun
 	if err != nil {
 		return nil, fmt.Errorf("client of the broker: %w", err)
 	}
-	return &Broker{
-		Records: NewRecords(namespace, poke), Writer: c, client: c,
-		lease: &renewal{client: c, namespace: namespace}, relist: make(chan struct{}, 1),
-	}, nil
+	b := &Broker{Records: NewRecords(namespace, poke), Writer: c, client: c, lease: &renewal{client: c, namespace: namespace}}
+	b.sources = newSources(b)
+	return b, nil
 }
 
 // Run watches the broker until the context ends, however often the broker goes away and comes back.
@@ -151,31 +151,10 @@ func (b *Broker) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
 	tasks.Go(func() { b.probe(ctx) })
-	for ctx.Err() == nil {
-		watches, stop := context.WithCancel(ctx)
-		go func() {
-			defer stop()
-			select {
-			case <-b.relist:
-			case <-watches.Done():
-			}
-		}()
-		b.watch(watches)
-		stop()
+	for _, source := range b.sources {
+		tasks.Go(func() { source.run(ctx) })
 	}
 	return nil
-}
-
-// watch lists and watches until the context ends.
-func (b *Broker) watch(ctx context.Context) {
-	var tasks sync.WaitGroup
-	defer tasks.Wait()
-	for _, source := range b.sources() {
-		reflector := toolscache.NewReflectorWithOptions(source, source.object, source, toolscache.ReflectorOptions{
-			Name: "broker", TypeDescription: source.name, Backoff: &backoff,
-		})
-		tasks.Go(func() { reflector.RunWithContext(ctx) })
-	}
 }
 
 func (b *Broker) probe(ctx context.Context) {
@@ -202,6 +181,9 @@ func (b *Broker) probeOnce(ctx context.Context) {
 		return
 	}
 	before := b.connected.Swap(answered)
+	if before && !answered {
+		b.losses.Add(1)
+	}
 	if before != answered {
 		b.Away(!answered)
 		b.poke(Change{All: true})
@@ -209,23 +191,23 @@ func (b *Broker) probeOnce(ctx context.Context) {
 	if !answered {
 		return
 	}
-	back := !before && b.revision > 0 // it was there before, and away
+	restored := false
 	if revision, err := strconv.ParseUint(sets.ResourceVersion, 10, 64); err == nil {
-		back = back || revision < b.revision
+		restored = revision < b.revision
 		b.revision = revision
 	}
-	if back || time.Now().After(b.renew) {
-		restored, err := b.lease.renew(ctx, time.Now())
-		back = back || restored
+	back := !before && b.losses.Load() > 0
+	if back || restored || time.Now().After(b.renew) {
+		another, err := b.lease.renew(ctx, time.Now())
+		restored = restored || another
 		var refused apierrors.APIStatus
 		if err == nil || errors.As(err, &refused) {
 			b.renew = time.Now().Add(v1alpha1.RenewEvery)
 		}
 	}
-	if back {
-		select {
-		case b.relist <- struct{}{}:
-		default:
+	for _, source := range b.sources {
+		if restored || back && source.listed.Load() < b.losses.Load() {
+			source.relist()
 		}
 	}
 }
@@ -238,22 +220,53 @@ func (b *Broker) Connected() bool { return b.connected.Load() }
 // Records are the reflector's own store. An informer would keep every object a second time, and forget an absent one before
 // it tells anybody.
 type source struct {
-	*Records
-	client client.WithWatch
+	*Broker
 	name   string
 	object client.Object
 	list   func() client.ObjectList
 	of     string // the name of the objects, "" for any
+
+	again  chan struct{} // asks for a fresh list
+	listed atomic.Int64  // how often the broker had been away at the last list
 }
 
-func (b *Broker) sources() []*source {
+func newSources(b *Broker) []*source {
+	kind := func(name string, object client.Object, list func() client.ObjectList, of string) *source {
+		return &source{Broker: b, name: name, object: object, list: list, of: of, again: make(chan struct{}, 1)}
+	}
 	return []*source{
-		{b.Records, b.client, "clustersets", &v1alpha1.ClusterSet{}, func() client.ObjectList { return &v1alpha1.ClusterSetList{} }, ""},
-		{b.Records, b.client, "exportedservices", &v1alpha1.ExportedService{}, func() client.ObjectList { return &v1alpha1.ExportedServiceList{} }, ""},
-		{b.Records, b.client, "exportedendpoints", &v1alpha1.ExportedEndpoints{}, func() client.ObjectList { return &v1alpha1.ExportedEndpointsList{} }, ""},
-		{b.Records, b.client, "endpoints", &v1alpha1.Endpoint{}, func() client.ObjectList { return &v1alpha1.EndpointList{} }, ""},
+		kind("clustersets", &v1alpha1.ClusterSet{}, func() client.ObjectList { return &v1alpha1.ClusterSetList{} }, ""),
+		kind("exportedservices", &v1alpha1.ExportedService{}, func() client.ObjectList { return &v1alpha1.ExportedServiceList{} }, ""),
+		kind("exportedendpoints", &v1alpha1.ExportedEndpoints{}, func() client.ObjectList { return &v1alpha1.ExportedEndpointsList{} }, ""),
+		kind("endpoints", &v1alpha1.Endpoint{}, func() client.ObjectList { return &v1alpha1.EndpointList{} }, ""),
 		// By name, which is all that a member may read of Leases: there are others on a broker.
-		{b.Records, b.client, "leases", &coordinationv1.Lease{}, func() client.ObjectList { return &coordinationv1.LeaseList{} }, v1alpha1.LeaseName},
+		kind("leases", &coordinationv1.Lease{}, func() client.ObjectList { return &coordinationv1.LeaseList{} }, v1alpha1.LeaseName),
+	}
+}
+
+// run lists and watches until the context ends.
+func (s *source) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		reflecting, stop := context.WithCancel(ctx)
+		go func() {
+			defer stop()
+			select {
+			case <-s.again:
+			case <-reflecting.Done():
+			}
+		}()
+		toolscache.NewReflectorWithOptions(s, s.object, s, toolscache.ReflectorOptions{
+			Name: "broker", TypeDescription: s.name, Backoff: &backoff,
+		}).RunWithContext(reflecting)
+		stop()
+	}
+}
+
+// relist asks for a fresh list.
+func (s *source) relist() {
+	select {
+	case s.again <- struct{}{}:
+	default:
 	}
 }
 
@@ -321,6 +334,7 @@ func (s *source) Replace(list []any, _ string) error {
 		}
 	}
 	s.Records.Replace(s.object, objects)
+	s.listed.Store(s.losses.Load())
 	return nil
 }
 
