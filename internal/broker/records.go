@@ -39,6 +39,8 @@ type View struct {
 type Change struct {
 	// Service is the service, by its namespace and name in the clusters, of a record that changed; zero for none.
 	Service types.NamespacedName
+	// Theirs says that the record is in another member's namespace: nothing follows for what this one has on the broker.
+	Theirs bool
 	// Gateways says that an Endpoint of a gateway changed.
 	Gateways bool
 	// All says that anything may have changed: the roster, who is silent, the connection, whether all is listed.
@@ -307,7 +309,7 @@ func (r *Records) settle(known *record, object client.Object, tell func(Change))
 	}
 	r.index(known, before)
 	r.remember(known)
-	for _, c := range changes(known.id.kind, before, known.object) {
+	for _, c := range r.changes(known, before, known.object) {
 		tell(c)
 	}
 	if known.id.kind == clusterSets {
@@ -315,14 +317,14 @@ func (r *Records) settle(known *record, object client.Object, tell func(Change))
 	}
 }
 
-// changes are what is told of when one object, nil for none, takes the place of another.
-func changes(of kind, before, after client.Object) []Change {
+// changes are what is told of when one object of a record, nil for none, takes the place of another.
+func (r *Records) changes(of *record, before, after client.Object) []Change {
 	switch {
 	case before == nil && after == nil:
 		return nil
-	case of == clusterSets:
+	case of.id.kind == clusterSets:
 		return []Change{{All: true}}
-	case of == endpoints:
+	case of.id.kind == endpoints:
 		return []Change{{Gateways: true}}
 	}
 	var all []Change
@@ -330,7 +332,7 @@ func changes(of kind, before, after client.Object) []Change {
 		if object == nil {
 			continue
 		}
-		if c := (Change{Service: serviceOf(object)}); !slices.Contains(all, c) {
+		if c := (Change{Service: serviceOf(object), Theirs: of.id.name.Namespace != r.own}); !slices.Contains(all, c) {
 			all = append(all, c)
 		}
 	}
@@ -391,7 +393,7 @@ func (r *Records) remember(known *record) {
 // hold begins to hold what is known.
 func (r *Records) hold(known *record, tell func(Change)) {
 	known.since = time.Now()
-	for _, c := range changes(known.id.kind, nil, known.object) {
+	for _, c := range r.changes(known, nil, known.object) {
 		tell(c) // what is held is counted
 	}
 	r.waiting = append(r.waiting, ending{known, known.since})

@@ -36,8 +36,10 @@ func (t *told) poke(c Change) {
 		t.words = append(t.words, "all")
 	case c.Gateways:
 		t.words = append(t.words, "gateways")
-	default:
+	case c.Theirs:
 		t.words = append(t.words, c.Service.String())
+	default:
+		t.words = append(t.words, "our "+c.Service.String())
 	}
 }
 
@@ -47,6 +49,22 @@ func (t *told) take() string {
 	words := strings.Join(t.words, " ")
 	t.words = nil
 	return words
+}
+
+// A change of a record says whether the record is ours.
+func TestWhoseRecordChanged(t *testing.T) {
+	var heard told
+	r := NewRecords("own", heard.poke)
+	for _, step := range []struct{ record, want string }{{"east/a 1", "shop/web"}, {"own/a 1", "our shop/web"}} {
+		r.Put(service(step.record))
+		if got := heard.take(); got != step.want {
+			t.Errorf("put %s: told of %q, want %q", step.record, got, step.want)
+		}
+		r.Delete(service(step.record))
+		if got := heard.take(); got != step.want {
+			t.Errorf("delete %s: told of %q, want %q", step.record, got, step.want)
+		}
+	}
 }
 
 // service is "namespace/name version", of the Service shop/web; a version of 0 is none, one that ends in ! a tombstone.
