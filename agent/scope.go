@@ -167,14 +167,37 @@ func (a *Agent) changed(object any) {
 		if object.Namespace == kubernetesService.Namespace && object.Name == kubernetesService.Name {
 			a.Poke()
 		}
-		if of, ok := scopeOf(object); ok {
-			a.poke(of)
-		}
+		a.pokeFor(object)
 	case client.Object:
-		if of, ok := scopeOf(object); ok {
-			a.poke(of)
-		}
+		a.pokeFor(object)
 	}
+}
+
+// pokeFor asks for a round of what an object of the agent's own cluster belongs to. What was imported says nothing about
+// exports: the agent writes it itself, so that half of all events would lead to a round of the other loop for nothing.
+func (a *Agent) pokeFor(object client.Object) {
+	of, ok := scopeOf(object)
+	switch {
+	case !ok:
+	case imported(object):
+		a.importer.Poke(of)
+	default:
+		a.poke(of)
+	}
+}
+
+// imported says whether an object is of those that import makes.
+func imported(object client.Object) bool {
+	switch object := object.(type) {
+	case *corev1.Service:
+		_, derived := derivedFor(object)
+		return derived
+	case *discoveryv1.EndpointSlice:
+		return object.Labels[discoveryv1.LabelManagedBy] == v1alpha1.ManagedBy
+	case *mcsv1beta1.ServiceImport:
+		return true
+	}
+	return false
 }
 
 // BrokerChanged pokes what a change on the broker belongs to.
@@ -185,6 +208,8 @@ func (a *Agent) BrokerChanged(change broker.Change) {
 		a.Poke()
 	case change.Gateways:
 		a.poke(gateways)
+	case change.Theirs:
+		a.importer.Poke(change.Service)
 	default:
 		a.poke(change.Service)
 	}

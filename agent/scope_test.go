@@ -63,9 +63,9 @@ func TestChangeLeadsToItsRound(t *testing.T) {
 		}
 		switch record := object.(type) {
 		case *v1alpha1.ExportedService:
-			a.BrokerChanged(broker.Change{Service: clusterset.Key{Namespace: record.Spec.Namespace, Name: record.Spec.Name}})
+			a.BrokerChanged(broker.Change{Service: clusterset.Key{Namespace: record.Spec.Namespace, Name: record.Spec.Name}, Theirs: record.Namespace != a.config.BrokerNamespace})
 		case *v1alpha1.ExportedEndpoints:
-			a.BrokerChanged(broker.Change{Service: clusterset.Key{Namespace: record.Spec.Namespace, Name: record.Spec.Service}})
+			a.BrokerChanged(broker.Change{Service: clusterset.Key{Namespace: record.Spec.Namespace, Name: record.Spec.Service}, Theirs: record.Namespace != a.config.BrokerNamespace})
 		default:
 			switch {
 			case old == nil:
