@@ -50,6 +50,7 @@ var (
 	pods        = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
 	services    = schema.GroupVersionResource{Version: "v1", Resource: "services"}
 	slices      = discoveryv1.SchemeGroupVersion.WithResource("endpointslices")
+	leases      = schema.GroupVersionResource{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"}
 	endpoints   = v1alpha1.GroupVersion.WithResource("endpoints")
 	gateways    = v1alpha1.GroupVersion.WithResource("gateways")
 )
@@ -166,7 +167,15 @@ func (s *Server) RemoveRecords(ctx context.Context, namespace string) error {
 		for _, resource := range []string{"exportedservices", "exportedendpoints", "endpoints"} {
 			failed = append(failed, s.deleteAll(ctx, v1alpha1.GroupVersion.WithResource(resource), namespace, ""))
 		}
-		return errors.Join(failed...)
+		// The word that it is there goes last: a broker of before has given no right to take it back, and it runs out by itself.
+		if err := errors.Join(failed...); err != nil {
+			return err
+		}
+		err := s.objects.Resource(leases).Namespace(namespace).Delete(ctx, v1alpha1.LeaseName, metav1.DeleteOptions{})
+		if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
+			return nil
+		}
+		return err
 	})
 	switch {
 	case apierrors.IsUnauthorized(err), apierrors.IsForbidden(err):
