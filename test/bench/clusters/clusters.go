@@ -1,8 +1,8 @@
 // Package clusters is the lab of the network benchmarks: two clusters, each with a control node, two gateways, and a plain
-// node with a pod. A pod on a plain node reaches the other cluster by a gateway of its own and one of the other cluster.
+// node with some pods. A pod on a plain node reaches the other cluster by a gateway of its own and one of the other cluster.
 //
-//	pod - c1/worker3 -+- c1/worker1 -+- WAN -+- c2/worker1 -+- c2/worker3 - pod
-//	                  +- c1/worker2 -+       +- c2/worker2 -+
+//	pods - c1/worker3 -+- c1/worker1 -+- WAN -+- c2/worker1 -+- c2/worker3 - pods
+//	                   +- c1/worker2 -+       +- c2/worker2 -+
 package clusters
 
 import (
@@ -24,6 +24,9 @@ import (
 // Gateways of each cluster: worker1 and so on. The worker after them is the plain node.
 const Gateways = 2
 
+// pods on the plain node. By default kernels spread flows by their addresses alone, so one pair of pods would have but one way.
+const pods = 4
+
 // Pair is the two clusters.
 type Pair struct {
 	Lab    *lab.Lab
@@ -40,16 +43,23 @@ type Side struct {
 	Cluster  string
 	Gateways []*lab.Node
 	Plain    *lab.Node
-	// Pod on the plain node: its addresses, IPv4 first.
-	Pod []netip.Addr
-
-	space string // the pod's network namespace, on its node
+	// Pods on the plain node.
+	Pods []Pod
 }
 
-// Name by which both clusters find the pods of both: a headless service that both export.
+// Pod is one of them.
+type Pod struct {
+	// Addrs are its addresses, IPv4 first.
+	Addrs []netip.Addr
+
+	node  *lab.Node
+	space string // its network namespace, on the node
+}
+
+// Name by which both clusters find the plain nodes' pods of both: a headless service that both export.
 const Name = "traffic.bench.svc.clusterset.local"
 
-// manifest of the pods, one on the plain node and one on each gateway, whose service is the first one's.
+// manifest of the pods: those on the plain node, whose service it is, and one on each gateway.
 func manifest(s *Side) string {
 	text := `
 apiVersion: v1
@@ -65,22 +75,24 @@ spec:
   selector: {app: traffic}
   ports: [{name: traffic, port: 5300, protocol: UDP}]
 `
-	pod := func(name string, node *lab.Node) {
+	pod := func(name, app string, node *lab.Node) {
 		text += fmt.Sprintf(`---
 apiVersion: v1
 kind: Pod
-metadata: {name: %[1]s, namespace: bench, labels: {app: %[1]s}}
+metadata: {name: %[1]s, namespace: bench, labels: {app: %[3]s}}
 spec:
   nodeName: %[2]s
   terminationGracePeriodSeconds: 1
   containers:
   - {name: sleep, image: "fastnet.dev/toolbox:dev", command: [sleep, infinity]}
-`, name, node.Name())
+`, name, node.Name(), app)
 	}
-	pod("traffic", s.Plain)
+	for n := range pods {
+		pod(fmt.Sprintf("traffic-%d", n), "traffic", s.Plain)
+	}
 	for _, gateway := range s.Gateways {
 		// With it the gateway has an address among the pods, which the other cluster reaches through the tunnel.
-		pod("gateway-"+gateway.Role(), gateway)
+		pod("gateway-"+gateway.Role(), "gateway", gateway)
 	}
 	return text
 }
@@ -156,38 +168,45 @@ func (p *Pair) populate(ctx context.Context, s *Side) error {
 			return err
 		}
 	}
-	out, err := p.Teller.Output(ctx, kubectl+"-n bench get pod traffic -o jsonpath='{.status.podIPs[*].ip}'")
+	out, err := p.Teller.Output(ctx, kubectl+`-n bench get pods -l app=traffic -o jsonpath='{range .items[*]}{.status.podIPs[*].ip}{"\n"}{end}'`)
 	if err != nil {
 		return err
 	}
-	for _, text := range strings.Fields(out) {
-		addr, err := netip.ParseAddr(text)
-		if err != nil {
-			return err
+	for line := range strings.Lines(out) {
+		pod := Pod{node: s.Plain}
+		for _, text := range strings.Fields(line) {
+			addr, err := netip.ParseAddr(text)
+			if err != nil {
+				return err
+			}
+			pod.Addrs = append(pod.Addrs, addr)
 		}
-		s.Pod = append(s.Pod, addr)
+		if len(pod.Addrs) != 2 {
+			return fmt.Errorf("a pod has the addresses %v, want one of each family", pod.Addrs)
+		}
+		find := fmt.Sprintf(`for f in /run/netns/*; do nsenter --net=$f ip -o addr | grep -qF ' %s/' && echo $f; done; true`, pod.Addrs[0])
+		space, err := s.Plain.Command(ctx, "sh", "-c", find).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("find the pod's network namespace: %w: %s", err, space)
+		}
+		if pod.space = strings.TrimSpace(string(space)); len(strings.Fields(pod.space)) != 1 {
+			return fmt.Errorf("the pod's network namespace is %q, want one", pod.space)
+		}
+		s.Pods = append(s.Pods, pod)
 	}
-	if len(s.Pod) != 2 {
-		return fmt.Errorf("the pod has the addresses %v, want one of each family", s.Pod)
-	}
-	find := fmt.Sprintf(`for f in /run/netns/*; do nsenter --net=$f ip -o addr | grep -qF ' %s/' && echo $f; done; true`, s.Pod[0])
-	space, err := s.Plain.Command(ctx, "sh", "-c", find).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("find the pod's network namespace: %w: %s", err, space)
-	}
-	if s.space = strings.TrimSpace(string(space)); len(strings.Fields(s.space)) != 1 {
-		return fmt.Errorf("the pod's network namespace is %q, want one", s.space)
+	if len(s.Pods) != pods {
+		return fmt.Errorf("there are %d pods, want %d", len(s.Pods), pods)
 	}
 	return nil
 }
 
-// InPod starts a role in the network of a side's pod. It is no process of the pod, so that it can be asked while the API server
-// is stopped. It is stopped by tidy.
-func (p *Pair) InPod(ctx context.Context, s *Side, before []string, role string, args ...string) (*traffic.Process, error) {
-	return p.OnNode(ctx, s.Plain, append([]string{"nsenter", "--net=" + s.space, "--"}, before...), role, args...)
+// InPod starts a role in a pod's network, after a command line that goes before it, such as that of nice. It is no process of
+// the pod, so that it can be asked while the API server is stopped. It is stopped by tidy.
+func (p *Pair) InPod(ctx context.Context, pod Pod, before []string, role string, args ...string) (*traffic.Process, error) {
+	return p.OnNode(ctx, pod.node, append([]string{"nsenter", "--net=" + pod.space, "--"}, before...), role, args...)
 }
 
-// OnNode starts a role in a node's own network, after a command line that goes before it, such as that of nice.
+// OnNode is the same in a node's own network.
 func (p *Pair) OnNode(ctx context.Context, n *lab.Node, before []string, role string, args ...string) (*traffic.Process, error) {
 	line, err := traffic.Args(role, args...)
 	if err != nil {

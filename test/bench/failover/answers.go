@@ -28,7 +28,7 @@ func (w *world) resolve() (resolvers []*traffic.Process, err error) {
 		if err != nil {
 			return nil, err
 		}
-		r, err := w.InPod(w.ctx, s.Side, first(), "resolver", netip.AddrPortFrom(addr, 53).String(), clusters.Name)
+		r, err := w.InPod(w.ctx, s.Pods[0], first(), "resolver", netip.AddrPortFrom(addr, 53).String(), clusters.Name)
 		if err != nil {
 			return nil, err
 		}
@@ -42,7 +42,9 @@ func (w *world) resolve() (resolvers []*traffic.Process, err error) {
 func answer(sides ...*side) string {
 	var addrs []netip.Addr
 	for _, s := range sides {
-		addrs = append(addrs, s.Pod...)
+		for _, pod := range s.Pods {
+			addrs = append(addrs, pod.Addrs...)
+		}
 	}
 	slices.SortFunc(addrs, netip.Addr.Compare) // all IPv4 first, as the resolver has A before AAAA
 	return strings.Join(strings.Fields(strings.Trim(fmt.Sprint(addrs), "[]")), ",")

@@ -2,9 +2,11 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,8 +52,8 @@ func TestWhole(t *testing.T) {
 }
 
 func TestAnswer(t *testing.T) {
-	one := &side{Side: &clusters.Side{Pod: []netip.Addr{netip.MustParseAddr("10.9.3.5"), netip.MustParseAddr("fd00:9::5")}}}
-	two := &side{Side: &clusters.Side{Pod: []netip.Addr{netip.MustParseAddr("10.8.3.5"), netip.MustParseAddr("fd00:8::5")}}}
+	one := &side{Side: &clusters.Side{Pods: []clusters.Pod{{Addrs: []netip.Addr{netip.MustParseAddr("10.9.3.5"), netip.MustParseAddr("fd00:9::5")}}}}}
+	two := &side{Side: &clusters.Side{Pods: []clusters.Pod{{Addrs: []netip.Addr{netip.MustParseAddr("10.8.3.5"), netip.MustParseAddr("fd00:8::5")}}}}}
 	if got, want := answer(one, two), "10.8.3.5,10.9.3.5,fd00:8::5,fd00:9::5"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
@@ -160,5 +162,51 @@ func TestTurns(t *testing.T) {
 		if w.turn(n) != nodes[want] {
 			t.Errorf("turn %d is not node %d's", n, want)
 		}
+	}
+}
+
+// TestAssign: flows go both ways in both families, each has a port of its own, and in time every pair of pods has had one.
+func TestAssign(t *testing.T) {
+	w := &world{port: 59990}
+	for i := range 2 {
+		s := &side{Side: &clusters.Side{}}
+		for n := range 4 {
+			s.ends = append(s.ends, &end{Pod: clusters.Pod{Addrs: []netip.Addr{
+				netip.AddrFrom4([4]byte{10, byte(8 + i), 3, byte(n)}), netip.MustParseAddr(fmt.Sprintf("fd00:%d::%d", 8+i, n))}}})
+		}
+		w.sides = append(w.sides, s)
+	}
+	type pair struct{ from, to netip.Addr }
+	pairs := map[pair]bool{}
+	for range 40 {
+		w.assign(2)
+		ports := map[uint16]int{}
+		tcp := 0
+		for i, s := range w.sides {
+			for _, from := range s.ends {
+				for _, flow := range from.out {
+					pairs[pair{from.Addrs[0], flow.To}] = true
+					if ports[flow.Port]++; flow.TCP {
+						tcp++
+					}
+					if flow.Port < 20000 || flow.Port >= 60000 {
+						t.Errorf("port %d", flow.Port)
+					}
+				}
+			}
+			for _, to := range w.sides[1-i].ends {
+				for _, flow := range to.in {
+					if !slices.Contains(to.Addrs, flow.To) {
+						t.Errorf("flow to %s is awaited at %v", flow.To, to.Addrs)
+					}
+				}
+			}
+		}
+		if len(ports) != 12 || tcp != 4 {
+			t.Fatalf("%d ports and %d TCP flows, want 12 and 4", len(ports), tcp)
+		}
+	}
+	if len(pairs) != 2*2*16 {
+		t.Errorf("%d pairs, want 64", len(pairs))
 	}
 }

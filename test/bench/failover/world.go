@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -27,8 +28,15 @@ type world struct {
 // side is one of the two clusters.
 type side struct {
 	*clusters.Side
+	ends []*end
+}
+
+// end is a pod, with what sends and receives there.
+type end struct {
+	clusters.Pod
 	sink, source *traffic.Process
-	flows        []traffic.Flow // that the source sends
+	out          []traffic.Flow // that the source sends
+	in           []traffic.Flow // that the sink receives
 }
 
 // What measures goes before others: what is measured is the network, not this machine's processors.
@@ -37,74 +45,94 @@ func first() []string { return []string{"nice", "-n", "-10"} }
 func newWorld(ctx context.Context, pair *clusters.Pair) (*world, error) {
 	w := &world{Pair: pair, ctx: ctx, port: 20000}
 	for _, s := range pair.Sides {
-		sink, err := pair.InPod(ctx, s, first(), "sink")
-		if err != nil {
-			return nil, err
+		side := &side{Side: s}
+		for _, pod := range s.Pods {
+			sink, err := pair.InPod(ctx, pod, first(), "sink")
+			if err != nil {
+				return nil, err
+			}
+			source, err := pair.InPod(ctx, pod, first(), "source")
+			if err != nil {
+				return nil, err
+			}
+			side.ends = append(side.ends, &end{Pod: pod, sink: sink, source: source})
 		}
-		source, err := pair.InPod(ctx, s, first(), "source")
-		if err != nil {
-			return nil, err
-		}
-		w.sides = append(w.sides, &side{Side: s, sink: sink, source: source})
+		w.sides = append(w.sides, side)
 	}
 	return w, nil
 }
 
-// renew has all sources send new flows, and waits until they arrive.
+// everyEnd calls it for all ends, and joins the errors.
+func (w *world) everyEnd(do func(*end) error) error {
+	var errs []error
+	for _, s := range w.sides {
+		for _, e := range s.ends {
+			errs = append(errs, do(e))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// renew has the sources send new flows, as many UDP flows in each direction of each family and half as many TCP flows, and waits
+// until they arrive. Each is between another pair of pods, as long
+// as there are any, and any pair may be taken.
 func (w *world) renew(flows int) error {
+	w.assign(flows)
+	return errors.Join(w.send(), w.window(), w.awaitFlow(nil))
+}
+
+// assign gives all ends their flows.
+func (w *world) assign(flows int) {
+	w.forget()
 	for i, s := range w.sides {
 		other := w.sides[1-i]
-		s.flows = nil
-		for _, to := range other.Pod {
+		for family := range 2 {
+			pairs := rand.Perm(len(s.ends) * len(other.ends))
 			for n := range flows + flows/2 {
-				s.flows = append(s.flows, traffic.Flow{Port: w.port, TCP: n >= flows, To: to})
+				pair := pairs[n%len(pairs)]
+				from, to := s.ends[pair%len(s.ends)], other.ends[pair/len(s.ends)]
+				flow := traffic.Flow{Port: w.port, TCP: n >= flows, To: to.Addrs[family]}
+				from.out, to.in = append(from.out, flow), append(to.in, flow)
 				if w.port++; w.port == 60000 {
 					w.port = 20000 // those from the beginning are long gone
 				}
 			}
 		}
 	}
-	return errors.Join(w.send(), w.window(), w.awaitFlow(nil))
 }
 
-func (w *world) send() error {
-	var errs []error
+func (w *world) forget() {
 	for _, s := range w.sides {
-		errs = append(errs, s.source.Send(s.flows))
+		for _, e := range s.ends {
+			e.in, e.out = nil, nil
+		}
 	}
-	return errors.Join(errs...)
 }
+
+func (w *world) send() error { return w.everyEnd(func(e *end) error { return e.source.Send(e.out) }) }
 
 // silence stops all flows.
 func (w *world) silence() error {
-	for _, s := range w.sides {
-		s.flows = nil
-	}
+	w.forget()
 	return w.send()
 }
 
 // window begins a new window everywhere.
 func (w *world) window() error {
-	var errs []error
-	for i, s := range w.sides {
-		errs = append(errs, s.sink.Window(append([]traffic.Flow{}, w.sides[1-i].flows...)))
-	}
-	return errors.Join(errs...)
+	return w.everyEnd(func(e *end) error { return e.sink.Window(append([]traffic.Flow{}, e.in...)) })
 }
 
 // accounts of all flows. One that never arrived has an empty account.
 func (w *world) accounts() (map[traffic.Flow]traffic.Account, error) {
 	all := map[traffic.Flow]traffic.Account{}
-	for i, s := range w.sides {
-		accounts, err := s.sink.Accounts()
-		if err != nil {
-			return nil, err
-		}
-		for _, flow := range w.sides[1-i].flows {
+	err := w.everyEnd(func(e *end) error {
+		accounts, err := e.sink.Accounts()
+		for _, flow := range e.in {
 			all[flow] = accounts[flow.Port]
 		}
-	}
-	return all, nil
+		return err
+	})
+	return all, err
 }
 
 // errBroken is what flows that are not whole are.
@@ -148,8 +176,10 @@ func (w *world) awaitFlowFor(patience time.Duration, before map[traffic.Flow]tra
 func (w *world) paths() (map[uint16][]*lab.Node, error) {
 	var ports []uint16
 	for _, s := range w.sides {
-		for _, flow := range s.flows {
-			ports = append(ports, flow.Port)
+		for _, e := range s.ends {
+			for _, flow := range e.in {
+				ports = append(ports, flow.Port)
+			}
 		}
 	}
 	return w.Paths(w.ctx, ports)

@@ -50,7 +50,7 @@ func (b *bench) openWays() error {
 		var errs [3]error
 		ends[i].gateway, errs[0] = b.OnNode(b.ctx, s.Gateways[0], nil, role)
 		ends[i].worker, errs[1] = b.OnNode(b.ctx, s.Plain, nil, role)
-		ends[i].pod, errs[2] = b.InPod(b.ctx, s, nil, role)
+		ends[i].pod, errs[2] = b.InPod(b.ctx, s.Pods[0], nil, role)
 		if err := errors.Join(errs[:]...); err != nil {
 			return err
 		}
@@ -59,7 +59,7 @@ func (b *bench) openWays() error {
 	gateways := func(to []netip.Addr) *way { return &way{source: ends[0].gateway, sink: ends[1].gateway, to: to} }
 	b.ways[vethGateways] = gateways(far.Gateways[0].Addrs())
 	b.ways[vethWorkers] = &way{source: ends[0].worker, sink: ends[1].worker, to: far.Plain.Addrs()}
-	b.ways[workerWorker] = &way{source: ends[0].pod, sink: ends[1].pod, to: far.Pod}
+	b.ways[workerWorker] = &way{source: ends[0].pod, sink: ends[1].pod, to: far.Pods[0].Addrs}
 	vxlan, err := b.openVXLAN()
 	if err != nil {
 		return fmt.Errorf("VXLAN: %w", err)
