@@ -96,7 +96,7 @@ func (b *bench) inProcess() error {
 				able = append(able, name)
 			case name == ours || name == multicluster:
 				// On a busy machine one may not have read all when its server begins to serve.
-				if err := await(b.ctx, time.Minute, name+" answers rightly, without which there is nothing to compare", verify); err != nil {
+				if err := ground.Await(b.ctx, time.Minute, name+" answers rightly, without which there is nothing to compare", verify); err != nil {
 					return err
 				}
 				able = append(able, name)
