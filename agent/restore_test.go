@@ -30,10 +30,10 @@ import (
 	"github.com/fastnet-io/fastnet/internal/ctl/apitest"
 )
 
-// TestRestoredBroker restores a real broker, etcd and API server, from a backup while two agents run. Their own clusters are fakes.
-// What was exported since the backup stays in the other cluster all the time, what was withdrawn since stays away, and in the end the
-// broker has it all, and tells of changes again.
-func TestRestoredBroker(t *testing.T) {
+// TestRealBroker restores a broker, etcd and API server, from a backup while two agents run. Their own clusters are fakes. What was
+// exported since the backup stays in the other cluster all the time, what was withdrawn since stays away, and in the end the broker has
+// it all, and tells of changes again. Then the broker hangs while both agents start anew, and all stays as it is.
+func TestRealBroker(t *testing.T) {
 	server := apitest.StartServer(t, "broker", "10.99.0.0/16,fd00:99::/108")
 	ctx := t.Context()
 	config, err := clientcmd.BuildConfigFromFlags("", server.Kubeconfig)
@@ -52,7 +52,8 @@ func TestRestoredBroker(t *testing.T) {
 	for _, object := range decode(t, w.scheme, []byte(onTheBroker)) {
 		eventually(t, func() error { return client.IgnoreAlreadyExists(admin.Create(ctx, object)) })
 	}
-	defer w.connect(t, config, "c1", "c2")()
+	stop := w.connect(t, config, "c1", "c2")
+	defer func() { stop() }()
 	c2 := w.servers["c2"]
 	export := func(name string, n int) {
 		t.Helper()
@@ -108,7 +109,9 @@ func TestRestoredBroker(t *testing.T) {
 	before := revision(t, admin)
 	seen := w.observe(t, "c1")
 
+	t.Logf("the broker stops at %s", time.Now().Format(time.TimeOnly))
 	server.Restore(t, backup)
+	t.Logf("it is there again at %s", time.Now().Format(time.TimeOnly))
 	if after := revision(t, admin); after >= before {
 		t.Fatalf("the broker is at revision %d, and was at %d: this is no older one", after, before)
 	}
@@ -145,17 +148,39 @@ func TestRestoredBroker(t *testing.T) {
 	if now := revision(t, admin); now >= before {
 		t.Errorf("the broker is at revision %d, and was at %d: a watch that resumed would have told of the change too", now, before)
 	}
+	for _, cluster := range []string{"c1", "c2"} {
+		var lease coordinationv1.Lease
+		if err := admin.Get(ctx, client.ObjectKey{Namespace: "member-" + cluster, Name: v1alpha1.LeaseName}, &lease); err != nil {
+			t.Error(err)
+		}
+	}
+
+	t.Logf("it hangs from %s", time.Now().Format(time.TimeOnly))
+	server.Pause(t)
+	stop()
+	stop = w.connect(t, config, "c1", "c2")
+	for _, cluster := range []string{"c1", "c2"} {
+		eventually(t, w.agents[cluster].Ready)
+	}
+	export("kept", 2) // c2 knows of it, and c1 cannot
+	eventually(t, func() error {
+		got, err := w.backends(ctx, "c2")
+		if err == nil && !slices.Contains(got, "kept fd00:9::2") {
+			err = fmt.Errorf("c2 has %q", got)
+		}
+		return err
+	})
+	if err := has(changed4, changed6, kept4, kept6, new4, new6)(); err != nil {
+		t.Error(err)
+	}
+	t.Logf("it answers again from %s", time.Now().Format(time.TimeOnly))
+	server.Resume(t)
+	eventually(t, has(changed4, changed6, "kept 10.9.0.2", "kept fd00:9::2", new4, new6))
 	for _, event := range seen() {
 		for _, never := range []string{"DELETED ServiceImport", "withdrawn", "DELETED EndpointSlice"} {
 			if strings.Contains(event, never) {
 				t.Errorf("c1 saw: %s", event)
 			}
-		}
-	}
-	for _, cluster := range []string{"c1", "c2"} {
-		var lease coordinationv1.Lease
-		if err := admin.Get(ctx, client.ObjectKey{Namespace: "member-" + cluster, Name: v1alpha1.LeaseName}, &lease); err != nil {
-			t.Error(err)
 		}
 	}
 }
@@ -265,7 +290,7 @@ func (w *world) observe(t *testing.T, cluster string) (seen func() []string) {
 			for event := range events.ResultChan() {
 				object := event.Object.(client.Object)
 				mu.Lock()
-				all = append(all, fmt.Sprintf("%s %s %s", event.Type, kindOf(object), object.GetName()))
+				all = append(all, fmt.Sprintf("%s %s %s at %s", event.Type, kindOf(object), object.GetName(), time.Now().Format(time.TimeOnly)))
 				mu.Unlock()
 			}
 		}()

@@ -227,7 +227,8 @@ type source struct {
 	of     string // the name of the objects, "" for any
 
 	again  chan struct{} // asks for a fresh list
-	listed atomic.Int64  // how often the broker had been away at the last list
+	asked  int64         // how often the broker had been away when the reflector last asked; it asks one thing at a time
+	listed atomic.Int64  // how often it had been away when the last list was asked for
 }
 
 func newSources(b *Broker) []*source {
@@ -281,6 +282,7 @@ func (s *source) ListWithContext(ctx context.Context, options metav1.ListOptions
 	if options.ResourceVersion == "0" {
 		options.ResourceVersion = ""
 	}
+	s.asked = s.losses.Load()
 	list := s.list()
 	if err := s.client.List(ctx, list, s.options(options)); err != nil {
 		return nil, err
@@ -295,6 +297,7 @@ func (s *source) Watch(options metav1.ListOptions) (watch.Interface, error) {
 
 // WatchWithContext is Watch within a context.
 func (s *source) WatchWithContext(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+	s.asked = s.losses.Load()
 	return s.client.Watch(ctx, s.list(), s.options(options))
 }
 
@@ -334,7 +337,7 @@ func (s *source) Replace(list []any, _ string) error {
 		}
 	}
 	s.Records.Replace(s.object, objects)
-	s.listed.Store(s.losses.Load())
+	s.listed.Store(s.asked)
 	return nil
 }
 

@@ -28,6 +28,8 @@ type lease struct {
 	renewed time.Time
 	// at is what watched was when that was seen.
 	at time.Duration
+	// word is when a watch last told of a renewal, by our clock.
+	word time.Time
 	// there says that the broker has the Lease now. One that somebody else deleted is still known: a member that is silent does not
 	// come back by that.
 	there bool
@@ -45,7 +47,7 @@ func (l *leases) event(namespace string, renewed, now time.Time) {
 		known = &lease{}
 		l.of[namespace] = known
 	}
-	known.renewed, known.at, known.there = later(known.renewed, renewed), l.watched, true
+	known.renewed, known.at, known.word, known.there = later(known.renewed, renewed), l.watched, now, true
 }
 
 // deleted notes that a watch told of a Lease's end.
@@ -66,7 +68,7 @@ func (l *leases) list(renewed map[string]time.Time, now time.Time) {
 	for namespace, at := range renewed {
 		switch known := l.of[namespace]; {
 		case known == nil:
-			l.of[namespace] = &lease{at, l.watched, true}
+			l.of[namespace] = &lease{renewed: at, at: l.watched, there: true}
 		case at.After(known.renewed):
 			known.renewed, known.at = at, l.watched
 		}
@@ -86,6 +88,12 @@ func (l *leases) tick(now time.Time) {
 func (l *leases) silent(namespace string, longer time.Duration) bool {
 	known := l.of[namespace]
 	return known != nil && l.watched-known.at > longer
+}
+
+// mute says whether a member that has a Lease has not been heard of since a time.
+func (l *leases) mute(namespace string, since time.Time) bool {
+	known := l.of[namespace]
+	return known != nil && known.word.Before(since)
 }
 
 // forget forgets Leases that are gone, but for those of the namespaces in keep.

@@ -186,6 +186,49 @@ func TestSilence(t *testing.T) {
 	}
 }
 
+// What is held is held for as long as its owner is not there to write it again, and is not silent for too long.
+func TestHeldUntilTheOwnerIsHeard(t *testing.T) {
+	for name, returns := range map[string]bool{"the owner returns": true, "the owner does not": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := NewRecords("own", func(Change) {})
+				set := rosterOf("own", "east")
+				set.Spec.ExpireAfter = nil
+				r.Put(set)
+				r.Put(service("east/a 5"))
+				r.Put(service("east/b 5"))
+				r.Replace(&coordinationv1.Lease{}, []client.Object{leaseOf("east", 1), leaseOf("own", 1)})
+				r.Replace(oneService, listOf("east/b 4"))
+				pass := func(d time.Duration) {
+					for end := time.Now().Add(d); time.Now().Before(end); {
+						time.Sleep(v1alpha1.RenewEvery)
+						r.Put(leaseOf("own", 2))
+						synctest.Wait()
+					}
+				}
+				check := func(want string) {
+					t.Helper()
+					if got := services(r.View()); got != want {
+						t.Errorf("%q, want %q", got, want)
+					}
+				}
+				pass(5 * HoldFor)
+				check("east/a 5, east/b 5, held 2")
+				if !returns {
+					pass(v1alpha1.DefaultExpireAfter)
+					check("")
+					return
+				}
+				r.Put(leaseOf("east", 2))
+				r.Put(service("east/b 6"))
+				check("east/a 5, east/b 6, held 1")
+				pass(HoldFor)
+				check("east/b 6")
+			})
+		})
+	}
+}
+
 // What was told of in the watches of the broker is told of Leases too: nothing but who is silent.
 func TestRenewalsPokeNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -54,7 +54,8 @@ type Change struct {
 //
 //   - A record is absent from a list, after a watch was lost. It may have been deleted meanwhile, or the broker may have been
 //     restored from a backup that is older than the record. It is held for HoldFor, in which its owner, if it still exports
-//     it, has written it again; while the broker is away nobody can, and that time does not count. One that somebody deletes while we watch is gone at once, and so is one that is withdrawn.
+//     it, has written it again; while the broker is away nobody can, and that time does not count, nor does it while
+//     its owner, if it has a Lease, does not renew it. One that somebody deletes while we watch is gone at once, and so is one that is withdrawn.
 //   - A record is back in an older version, for the same reason. What was known of it stands, that it is gone included, until
 //     the owner has written it again, or deleted it again. If nobody has within HoldFor, the older copy is all there is, and counts.
 //   - A record in our own namespace does either. Nothing is held: its owner is here, sees what is there and writes what is right.
@@ -438,7 +439,14 @@ func (r *Records) release() {
 					r.timer = time.AfterFunc(left, r.release)
 					return
 				}
-				r.settle(next.record, next.older, tell)
+				namespace := next.record.id.name.Namespace
+				if _, expired := r.expired[namespace]; !expired && r.leases.mute(namespace, next.since) {
+					// Its owner has not been there to write it again. It is, or it is silent in the end.
+					next.record.since = time.Now()
+					r.waiting = append(r.waiting, ending{next.record, next.record.since})
+				} else {
+					r.settle(next.record, next.older, tell)
+				}
 			}
 			r.waiting = r.waiting[1:]
 		}

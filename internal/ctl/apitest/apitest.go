@@ -99,6 +99,12 @@ current-context: %[1]s
 	return s
 }
 
+// Pause stops the API server in its tracks: it takes connections and answers nothing, until Resume.
+func (s *Server) Pause(t testing.TB) { s.api.signal(t, syscall.SIGSTOP) }
+
+// Resume undoes Pause.
+func (s *Server) Resume(t testing.TB) { s.api.signal(t, syscall.SIGCONT) }
+
 func (s *Server) data() string { return filepath.Join(s.dir, "etcd") }
 
 // Backup keeps what the cluster holds now, and returns where. The cluster does not notice.
@@ -196,7 +202,7 @@ type program struct {
 	dir, kube, name string
 	args            []string
 	end             func(testing.TB) // nil while it does not run
-	group           int
+	guard           int              // the process ID of the shell around it
 }
 
 // start starts a program that ends with the test.
@@ -209,7 +215,6 @@ func (p *program) start(t testing.TB) {
 	defer log.Close()
 	command := exec.Command("/bin/sh", append([]string{"-c", guarded, "sh", p.kube, p.name}, p.args...)...)
 	command.Stdout, command.Stderr = log, log
-	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	stdin, err := command.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -217,7 +222,7 @@ func (p *program) start(t testing.TB) {
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	p.group = command.Process.Pid
+	p.guard = command.Process.Pid
 	p.end = func(t testing.TB) {
 		stdin.Close()
 		if err := command.Wait(); err != nil {
@@ -238,9 +243,18 @@ func (p *program) stop(t testing.TB) {
 	}
 }
 
+// signal sends a signal to the program, and not to the shell that is to end it.
 func (p *program) signal(t testing.TB, signal syscall.Signal) {
 	t.Helper()
-	if err := syscall.Kill(-p.group, signal); err != nil {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", p.guard))
+	if err != nil {
+		t.Fatalf("%s: %v", p.name, err)
+	}
+	var pid int
+	if _, err := fmt.Sscan(string(text), &pid); err != nil {
+		t.Fatalf("%s is not there: %v", p.name, err)
+	}
+	if err := syscall.Kill(pid, signal); err != nil {
 		t.Fatalf("%s: %v", p.name, err)
 	}
 }
