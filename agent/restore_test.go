@@ -319,7 +319,7 @@ func revision(t *testing.T, admin client.Client) (n int64) {
 // eventually waits until check has no complaint, on a machine that may be busy starting an API server.
 func eventually(t *testing.T, check func() error) {
 	t.Helper()
-	deadline := time.After(2 * time.Minute)
+	deadline := time.After(4 * time.Minute)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -321,7 +321,7 @@ func TestBrokerRestored(t *testing.T) {
 		if err := world.lab.Pause(ctx, "c3/control:"+program); err != nil {
 			t.Fatal(err)
 		}
-		pids[program] = onNode(t, "c3", "control", "pgrep", "-x", program)
+		pids[program] = onNode(t, "c3", "control", "pgrep", "-f", "^([^ ]*/)?"+program+"( |$)") // one binary under many names
 	}
 	for _, move := range [][2]string{{etcd, etcd + ".late"}, {etcd + ".backup", etcd}} {
 		if err := os.Rename(move[0], move[1]); err != nil {
