@@ -80,9 +80,9 @@ func run(ctx context.Context, count, rounds int, chosen []load) error {
 	if err != nil {
 		return err
 	}
-	measured, err := measure(ctx, count, rounds, chosen)
-	if err != nil {
-		return err
+	measured, failure := measure(ctx, count, rounds, chosen)
+	if measured == nil {
+		return failure
 	}
 	fmt.Println()
 	measured.Print(os.Stdout)
@@ -92,9 +92,9 @@ func run(ctx context.Context, count, rounds int, chosen []load) error {
 	}
 	fmt.Printf("measured in %s; the rows are in %s\n", time.Since(start).Round(time.Second), path)
 	if missing := measured.Missing(); len(missing) > 0 {
-		return fmt.Errorf("not everything could be measured: %s", strings.Join(missing, ", "))
+		failure = errors.Join(failure, fmt.Errorf("not everything could be measured: %s", strings.Join(missing, ", ")))
 	}
-	return nil
+	return failure
 }
 
 // rows are those of the loads chosen.
@@ -134,9 +134,9 @@ func measure(ctx context.Context, count, rounds int, chosen []load) (*report.Rep
 		err = b.measure(rounds, chosen)
 	}
 	if err != nil {
-		return nil, errors.Join(err, b.logs())
+		err = errors.Join(err, b.logs())
 	}
-	return b.report, nil
+	return b.report, err
 }
 
 // logs is what the agents said last, for an error.
@@ -194,10 +194,14 @@ func (b *bench) prepare(g *ground.Ground) error {
 		return err
 	}
 	defer ground.Progress("exporting and importing %d services", len(b.world.services))()
-	if err := b.shown(b.world.services, answers, 5*time.Minute); err != nil {
+	// To ask DNS about all of them would take the processors from those who are at it.
+	if err := b.atRest(len(b.world.services)); err != nil {
+		return err
+	}
+	if err := b.shown(b.world.services, answers, patience); err != nil {
 		return errors.Join(err, server.Running())
 	}
-	return b.atRest()
+	return nil
 }
 
 // shown waits until the target's DNS answers fittingly about services.
@@ -213,12 +217,12 @@ func (b *bench) shown(services []*service, wants func([]byte) bool, timeout time
 	return b.observer.settle(b.ctx, timeout)
 }
 
-// atRest waits until neither agent has anything left to write.
-func (b *bench) atRest() error {
-	defer ground.Progress("waiting until nothing is written any more")()
-	for _, agent := range b.agents {
+// atRest waits until the target has imports of so many services, and neither agent has anything left to write.
+func (b *bench) atRest(imports int) error {
+	for _, name := range []string{sourceName, targetName} {
+		agent := b.agents[name]
 		last, since := "", time.Now()
-		err := ground.Await(b.ctx, 2*time.Minute, "the agents are at rest", func() error {
+		err := ground.Await(b.ctx, 8*time.Minute, "the agents are at rest", func() error {
 			if err := agent.Running(); err != nil {
 				return err
 			}
@@ -228,6 +232,9 @@ func (b *bench) atRest() error {
 			}
 			if now := lines(metrics, "fastnet_agent_writes_total"); now != last {
 				last, since = now, time.Now()
+			}
+			if has := strings.TrimSpace(lines(metrics, "fastnet_agent_imports ")); has != fmt.Sprintf("fastnet_agent_imports %d", imports) {
+				return fmt.Errorf("%s has %q, not %d", name, has, imports)
 			}
 			if quiet := time.Since(since); quiet < time.Second {
 				return fmt.Errorf("for %s", quiet)
@@ -268,6 +275,7 @@ func (b *bench) measure(rounds int, chosen []load) error {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 			all[name] = append(all[name], r)
+			b.set(name, all[name])
 			if l.rate == bytesAt(chosen) {
 				after, err := b.traffic()
 				if err != nil {
@@ -283,6 +291,8 @@ func (b *bench) measure(rounds int, chosen []load) error {
 				}
 				sourceBytes, targetBytes = append(sourceBytes, per[sourceName]), append(targetBytes, per[targetName])
 				bytesPerChange = append(bytesPerChange, per[sourceName]+per[targetName])
+				b.report.Set("bytes-per-change", bytesPerChange.Median(), "of both members' connections to the broker, both ways, TLS and HTTP/2 included, at %d changes a second of slices of %d backends: source %s, target %s",
+					l.rate, ready+1, sourceBytes, targetBytes)
 			}
 		}
 		for _, l := range chosen {
@@ -292,16 +302,12 @@ func (b *bench) measure(rounds int, chosen []load) error {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 			all[name] = append(all[name], r)
+			b.set(name, all[name])
 			if err := b.unexport(b.world.spare[:l.exports]); err != nil {
 				return err
 			}
 		}
 	}
-	for name, rounds := range all {
-		b.set(name, rounds)
-	}
-	b.report.Set("bytes-per-change", bytesPerChange.Median(), "of both members' connections to the broker, both ways, TLS and HTTP/2 included, at %d changes a second of slices of %d backends: source %s, target %s",
-		bytesAt(chosen), ready+1, sourceBytes, targetBytes)
 	return nil
 }
 
@@ -393,7 +399,7 @@ func (b *bench) unexport(services []*service) error {
 	if err := b.shown(services, nameless, patience); err != nil {
 		return err
 	}
-	return b.atRest()
+	return b.atRest(len(b.world.services))
 }
 
 // set gives the rows of one kind and rate their values.
@@ -420,7 +426,7 @@ func (b *bench) set(name string, rounds []round) {
 		}
 	}
 	bins := histogram(sample)
-	fmt.Printf("  %s, ms from the API server's acknowledgement to the first answer:\n%s", name, bars(bins))
+	fmt.Printf("  %s, ms from the API server's acknowledgement to the first answer, %d rounds: p50 %.3g, p99 %.3g\n%s", name, len(rounds), p50.Median(), p99.Median(), bars(bins))
 	b.report.Set(name+".p50-ms", p50.Median(), "medians of %d rounds %s; all %d changes: p50 %.3g, p90 %.3g, p99 %.3g, max %.3g; ms: %s",
 		len(rounds), p50, len(all), sample.Median(), sample.Quantile(0.9), sample.Quantile(0.99), sample.Quantile(1), listed(bins))
 	b.report.Set(name+".p99-ms", p99.Median(), "of %d rounds %s; from when a change was sent %s; sent late by p99 %.3g ms; asked every %.2g ms; %.0f changes a second in all; processor ms for each: %s",

@@ -52,10 +52,10 @@ func nameless(reply []byte) bool { return len(reply) >= 12 && reply[3]&0xf == 3 
 
 const (
 	// gap is between two questions about the same change, at least: so late an answer may be noticed.
-	gap = 500 * time.Microsecond
+	gap = time.Millisecond
 	// pace is between any two questions: with many changes under way each waits longer, and the questions do not take the
 	// processors from what is measured.
-	pace = 100 * time.Microsecond
+	pace = 200 * time.Microsecond
 )
 
 // observer asks a DNS server about changes, over and over, until each shows.

@@ -54,7 +54,7 @@ type bench struct {
 }
 
 func main() {
-	s := size{window: 90 * time.Second, outage: 20 * time.Second}
+	s := size{window: time.Minute, outage: 20 * time.Second}
 	flags := flag.NewFlagSet("scale", flag.ExitOnError)
 	flags.IntVar(&s.members, "members", 20, "how many simulated members there are")
 	flags.IntVar(&s.services, "services", 2000, "how many services they export")
@@ -75,9 +75,9 @@ func run(ctx context.Context, s size) error {
 	if err != nil {
 		return err
 	}
-	measured, err := measure(ctx, s)
-	if err != nil {
-		return err
+	measured, failure := measure(ctx, s)
+	if measured == nil {
+		return failure
 	}
 	fmt.Println()
 	measured.Print(os.Stdout)
@@ -87,9 +87,9 @@ func run(ctx context.Context, s size) error {
 	}
 	fmt.Printf("measured in %s; the rows are in %s\n", time.Since(start).Round(time.Second), path)
 	if missing := measured.Missing(); len(missing) > 0 {
-		return fmt.Errorf("not everything could be measured: %s", strings.Join(missing, ", "))
+		failure = errors.Join(failure, fmt.Errorf("not everything could be measured: %s", strings.Join(missing, ", ")))
 	}
-	return nil
+	return failure
 }
 
 // measure starts everything, measures, and takes all away again.
@@ -118,9 +118,12 @@ func measure(ctx context.Context, s size) (*report.Report, error) {
 	if err := b.prepare(g, &living); err != nil {
 		return nil, err
 	}
-	for _, part := range []func() error{b.join, b.idle, b.herd} {
+	for _, part := range []func() error{b.join, b.herd, b.idle} {
 		if err := part(); err != nil {
-			return nil, errors.Join(err, errors.New("the agent's log:"+b.agent.Log()))
+			if b.agent != nil {
+				err = errors.Join(err, errors.New("the agent's log:"+b.agent.Log()))
+			}
+			return b.report, err
 		}
 	}
 	return b.report, nil
@@ -208,14 +211,16 @@ func (b *bench) known(timeout time.Duration, services ...*service) error {
 
 // join starts an agent in an empty cluster, and measures until it has written the last of what it imports.
 func (b *bench) join() error {
-	defer ground.Progress("an agent joins")()
+	done := ground.Progress("an agent joins")
 	before, err := ground.CPU()
 	if err != nil {
 		return err
 	}
-	if b.agent, err = b.cluster.Agent(b.ctx, b.joinFile); err != nil {
+	started, err := b.cluster.Agent(b.ctx, b.joinFile)
+	if err != nil {
 		return err
 	}
+	b.agent = started
 	settled, err := b.quiet(5 * time.Minute)
 	if err != nil {
 		return err
@@ -225,6 +230,7 @@ func (b *bench) join() error {
 	if err != nil {
 		return err
 	}
+	done()
 	if err := b.imported(); err != nil {
 		return fmt.Errorf("the agent is at rest, and %w", err)
 	}
