@@ -405,11 +405,32 @@ func (t *target) note(name, version string, after client.Object) {
 	t.wrote[name] = written{append(t.wrote[name].before, version), after, t.now()}
 }
 
+// An API server tells of a Service's end a moment before its addresses are free again. It is asked so often for them, with so
+// long between: clients know these addresses, and they are worth a second.
+const (
+	reclaims = 10
+	reclaim  = 100 * time.Millisecond
+)
+
 // create asks for the addresses that a derived Service had before; where they are taken or no longer the cluster's, any will do.
 func create(ctx context.Context, writer client.Client, object client.Object) error {
 	service, ok := object.(*corev1.Service)
 	err := writer.Create(ctx, object)
-	if ok && apierrors.IsInvalid(err) && len(service.Spec.ClusterIPs) > 0 {
+	if !ok || len(service.Spec.ClusterIPs) == 0 {
+		return err
+	}
+	for range reclaims {
+		if !apierrors.IsInvalid(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(reclaim):
+		}
+		err = writer.Create(ctx, object)
+	}
+	if apierrors.IsInvalid(err) {
 		service.Spec.ClusterIP, service.Spec.ClusterIPs = "", nil
 		err = writer.Create(ctx, object)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -559,4 +560,35 @@ spec: {namespace: sample, name: web, type: ClusterSetIP, exportedAt: "2026-01-01
 			t.Errorf("the broker has %d records after %d writes, want none after 2", len(all.Items), b.writes)
 		}
 	})
+}
+
+// TestAddressesOfALostServiceAreAskedForAgain: they are not free yet when the API server tells of its end, and free a moment later, or
+// somebody else's.
+func TestAddressesOfALostServiceAreAskedForAgain(t *testing.T) {
+	for name, test := range map[string]struct {
+		takenFor time.Duration
+		want     []string
+	}{
+		"free at once":           {0, []string{"10.96.0.7"}},
+		"free a moment later":    {300 * time.Millisecond, []string{"10.96.0.7"}},
+		"somebody else's by now": {time.Hour, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				writer := interceptor.NewClient(newWorld(t).server("c1", dual).WithWatch, interceptor.Funcs{
+					Create: func(_ context.Context, _ client.WithWatch, object client.Object, _ ...client.CreateOption) error {
+						if len(object.(*corev1.Service).Spec.ClusterIPs) > 0 && time.Since(began) < test.takenFor {
+							return apierrors.NewInvalid(schema.GroupKind{Kind: "Service"}, object.GetName(), nil)
+						}
+						return nil
+					},
+				})
+				service := &corev1.Service{Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.7", ClusterIPs: []string{"10.96.0.7"}}}
+				if err := create(t.Context(), writer, service); err != nil || !slices.Equal(service.Spec.ClusterIPs, test.want) {
+					t.Errorf("asked for %v at last, want %v (%v)", service.Spec.ClusterIPs, test.want, err)
+				}
+			})
+		})
+	}
 }
