@@ -403,9 +403,9 @@ func derivedService(s *Snapshot, service clusterset.Service, name string) *corev
 	known := s.Services[clusterset.Key{Namespace: service.Key.Namespace, Name: name}]
 	policy, families := derivedFamilies(s, service.Spec.IPFamilies, known)
 	derived.Spec.IPFamilyPolicy, derived.Spec.IPFamilies = &policy, families
-	if lost := s.Imports[service.Key]; known == nil && lost != nil && ours(lost) {
-		// Somebody deleted the derived Service. Ask for the addresses it had: clients know them.
-		derived.Spec.ClusterIPs = lost.Spec.IPs
+	if lost := s.Imports[service.Key]; known == nil && lost != nil && ours(lost) && len(lost.Spec.IPs) > 0 {
+		// Somebody deleted the derived Service. Ask for the addresses it had: clients know them. An API server wants the first twice.
+		derived.Spec.ClusterIP, derived.Spec.ClusterIPs = lost.Spec.IPs[0], lost.Spec.IPs
 	}
 	return derived
 }

@@ -19,8 +19,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/yaml"
@@ -126,6 +128,10 @@ func (w *world) server(name string, families []corev1.IPFamily, objects ...clien
 			Create: func(ctx context.Context, c client.WithWatch, object client.Object, o ...client.CreateOption) error {
 				if err := gone(); err != nil {
 					return err
+				}
+				if service, ok := object.(*corev1.Service); ok && len(service.Spec.ClusterIPs) > 0 && service.Spec.ClusterIP != service.Spec.ClusterIPs[0] {
+					// spec.clusterIPs "must be empty when `clusterIP` is not specified"
+					return apierrors.NewInvalid(schema.GroupKind{Kind: "Service"}, service.Name, nil)
 				}
 				s.order.Lock()
 				defer s.order.Unlock()
