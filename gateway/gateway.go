@@ -19,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -50,8 +51,6 @@ const (
 	asking = 5 * time.Second
 	// statusEvery is how often RTTs are written when nothing else changes.
 	statusEvery = 30 * time.Second
-	// nodeEvery is how often the node's addresses are read.
-	nodeEvery = 30 * time.Second
 	// parting is how long the daemon may take, once told to stop, to find out whether it will come back and to clean up
 	// if not: well inside the 30 seconds that a pod has.
 	parting = 20 * time.Second
@@ -67,6 +66,8 @@ type Config struct {
 	// Prefixes are this cluster's pod and service CIDRs, both families.
 	Prefixes []string
 	Driver   string
+	// NodeProbePort (UDP) at which nodes of this cluster ask how this gateway is, see package nodeprobe.
+	NodeProbePort uint16
 	// Port (UDP) is the first of those at which peers are awaited, each at one of its own.
 	Port uint16
 	// StateDir holds the private key, and the peers' ports.
@@ -98,6 +99,9 @@ func (c Config) Validate() error {
 	}
 	if c.Port == 0 {
 		problem("--port is 0")
+	}
+	if c.NodeProbePort == 0 {
+		problem("--node-probe-port is 0")
 	}
 	if c.StateDir == "" {
 		problem("--state-dir is empty")
@@ -163,6 +167,7 @@ func Run(ctx context.Context, c Config) error {
 		ReaderFailOnMissingInformer: true,
 		ByObject: map[client.Object]cache.ByObject{
 			&v1alpha1.Endpoint{}: {Namespaces: map[string]cache.Config{v1alpha1.Namespace: {}}},
+			&corev1.Node{}:       {Field: fields.OneTermEqualSelector("metadata.name", c.Node), Transform: slimNode},
 		},
 	})
 	if err != nil {
@@ -174,17 +179,19 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	g.prober = newProber(loop.Poke, c.Log)
+	g.prober = newProber(func() { loop.Poke(); g.tellNodes() }, c.Log)
 	if g.ports, err = loadPorts(g.portsFile()); err != nil {
 		c.Log.Error("peers are told new ports", "error", err)
 	}
 	c.Log.Info("gateway starts", "cluster", c.ClusterID, "node", c.Node, "prefixes", prefixes, "driver", c.Driver, "port", c.Port)
 
-	within, stop := context.WithCancel(ctx)
+	// When it is told to stop the gateway first has the traffic moved away.
+	within, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
+	defer context.AfterFunc(ctx, func() { g.leave(within, loop.Poke); stop() })()
 	group, running := errgroup.WithContext(within)
 	group.Go(func() error { return objects.Start(running) })
-	if err := kube.PokeOn(running, objects, loop.Poke, &v1alpha1.Endpoint{}); err != nil {
+	if err := kube.PokeOn(running, objects, loop.Poke, &v1alpha1.Endpoint{}, &corev1.Node{}); err != nil {
 		return err
 	}
 	registry, err := newRegistry(g)
@@ -194,6 +201,8 @@ func Run(ctx context.Context, c Config) error {
 	server := debug.Server{Address: c.HTTPAddress, Gatherer: registry, Ready: g.ready, Plan: g.text}
 	group.Go(func() error { return server.Run(running) })
 	group.Go(func() error { g.prober.run(running); return nil })
+	group.Go(func() error { g.answerNodes(running); return nil })
+	group.Go(func() error { g.watchTraffic(running, loop.Poke); return nil })
 	group.Go(func() error {
 		netstate.KeepWatching(running, cables.LinkPrefix, 0, loop.Poke, func(err error) { c.Log.Warn("lost sight of the kernel", "error", err) })
 		return nil
@@ -284,6 +293,8 @@ type gateway struct {
 	api       client.Client // straight to the API server
 	objects   client.Reader // the cache
 	prober    *prober
+	traffic   traffic
+	view      chan struct{} // the view for nodes may have changed
 	mtu       func(peer []netip.Addr) int
 
 	// Only the loop's round touches these.
@@ -297,12 +308,13 @@ type gateway struct {
 	last outcome
 }
 
-// nodeFacts are read from the API server now and then.
+// nodeFacts are what the API server knows of this node.
 type nodeFacts struct {
-	at         time.Time
+	known      bool
 	uid        types.UID
 	clusterUID string
 	addresses  []netip.Addr
+	drain      bool // it is cordoned, or annotated
 	problems   []string
 }
 
@@ -317,14 +329,15 @@ type outcome struct {
 }
 
 func newGateway(c Config, prefixes []netip.Prefix, addresses []netip.Addr, driver cable.Driver, api client.Client, objects client.Reader) *gateway {
-	return &gateway{config: c, prefixes: prefixes, addresses: addresses, driver: driver, api: api, objects: objects, mtu: underlayMTU}
+	return &gateway{config: c, prefixes: prefixes, addresses: addresses, driver: driver, api: api, objects: objects, mtu: underlayMTU,
+		view: make(chan struct{}, 1)}
 }
 
 // round makes cables first and talks about them after: the API server may be away.
 func (g *gateway) round(ctx context.Context) error {
 	now := time.Now()
-	nodeErr := g.readNode(ctx, now)
-	if g.node.at.IsZero() {
+	nodeErr := g.readNode(ctx)
+	if !g.node.known {
 		return g.ended(outcome{at: now, err: nodeErr})
 	}
 	g.seed(ctx)
@@ -348,8 +361,9 @@ func (g *gateway) round(ctx context.Context) error {
 	report, reportErr := g.driver.Report(ctx)
 	if reportErr == nil {
 		g.prober.set(report)
+		g.tellNodes()
 	}
-	status := status(desired, report, g.prober.health(), g.config.Driver, now)
+	status := status(desired, report, g.prober.health(), g.config.Driver, g.traffic.state(), now)
 	publishErr := g.publish(ctx, desired.Endpoint)
 	statusErr := g.writeStatus(ctx, status, now)
 	return g.ended(outcome{
@@ -373,19 +387,18 @@ func (g *gateway) ended(o outcome) error {
 	return o.err
 }
 
-// readNode refreshes what the API server knows of this node. An old answer is as good as none is bad: only without any
-// there can be no round.
-func (g *gateway) readNode(ctx context.Context, now time.Time) error {
-	if !g.node.at.IsZero() && now.Sub(g.node.at) < nodeEvery {
-		return nil
-	}
+// readNode looks at this node's object. An old answer is as good as none is bad: only without any there can be no round.
+func (g *gateway) readNode(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, asking)
 	defer cancel()
 	var node corev1.Node
-	if err := g.api.Get(ctx, client.ObjectKey{Name: g.config.Node}, &node); err != nil {
+	if err := g.objects.Get(ctx, client.ObjectKey{Name: g.config.Node}, &node); err != nil {
 		return fmt.Errorf("read node %s: %w", g.config.Node, err)
 	}
-	facts := nodeFacts{at: now, uid: node.UID, addresses: peerAddresses(&node), clusterUID: g.node.clusterUID}
+	facts := nodeFacts{
+		known: true, uid: node.UID, addresses: peerAddresses(&node), clusterUID: g.node.clusterUID,
+		drain: node.Spec.Unschedulable || node.Annotations[v1alpha1.AnnotationDrain] == "true",
+	}
 	if facts.clusterUID == "" {
 		var namespace corev1.Namespace
 		if err := g.api.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &namespace); err != nil {
@@ -394,7 +407,26 @@ func (g *gateway) readNode(ctx context.Context, now time.Time) error {
 		facts.clusterUID = string(namespace.UID)
 	}
 	g.node = facts
+	g.traffic.drainNode(facts.drain)
+	g.sayDraining()
 	return nil
+}
+
+// slimNode keeps of a Node what readNode reads.
+func slimNode(object any) (any, error) {
+	node, ok := object.(*corev1.Node)
+	if !ok {
+		return object, nil
+	}
+	slim := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: node.Name, UID: node.UID, ResourceVersion: node.ResourceVersion},
+		Spec:       corev1.NodeSpec{Unschedulable: node.Spec.Unschedulable},
+		Status:     corev1.NodeStatus{Addresses: node.Status.Addresses},
+	}
+	if drain, ok := node.Annotations[v1alpha1.AnnotationDrain]; ok {
+		slim.Annotations = map[string]string{v1alpha1.AnnotationDrain: drain}
+	}
+	return slim, nil
 }
 
 // peerAddresses of a node: where others reach it from outside, then from inside.
@@ -461,8 +493,8 @@ func (g *gateway) snapshot(ctx context.Context, now time.Time) (Snapshot, error)
 }
 
 // status of the Gateway object.
-func status(desired Desired, report cable.Report, health map[string]Health, driver string, now time.Time) v1alpha1.GatewayStatus {
-	status := v1alpha1.GatewayStatus{Driver: report.Driver, Problems: desired.Problems}
+func status(desired Desired, report cable.Report, health map[string]Health, driver, drain string, now time.Time) v1alpha1.GatewayStatus {
+	status := v1alpha1.GatewayStatus{Driver: report.Driver, Drain: drain, Problems: desired.Problems}
 	address := map[string]string{}
 	for _, c := range report.Cables {
 		if c.PeerAddress.IsValid() {
@@ -476,7 +508,10 @@ func status(desired Desired, report cable.Report, health map[string]Health, driv
 		}
 		c := v1alpha1.Cable{
 			ClusterID: peer.ClusterID, Endpoint: peer.Endpoint, Driver: driver, PeerAddress: address[peer.Endpoint],
-			State: h.State, Since: metav1.NewTime(h.Since.Truncate(time.Second)),
+			State: h.State, Draining: h.Draining, Since: metav1.NewTime(h.Since.Truncate(time.Second)),
+		}
+		if h.State == v1alpha1.CableUp {
+			c.LossPercent = strconv.FormatFloat(100*h.Loss, 'f', 1, 64)
 		}
 		if h.RTT > 0 && h.State == v1alpha1.CableUp {
 			c.RTTMilliseconds = strconv.FormatFloat(float64(h.RTT)/float64(time.Millisecond), 'f', 3, 64)
@@ -571,6 +606,7 @@ func settled(s v1alpha1.GatewayStatus) v1alpha1.GatewayStatus {
 		if s.Cables[i].RTTMilliseconds != "" {
 			s.Cables[i].RTTMilliseconds = "known"
 		}
+		s.Cables[i].LossPercent = ""
 	}
 	return s
 }

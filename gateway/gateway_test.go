@@ -25,6 +25,7 @@ func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 type stub struct{ report cable.Report }
 
 func (stub) PublicKey() (string, error)                     { return "key", nil }
+func (stub) PrivateKey() ([]byte, error)                    { return nil, errors.New("none") }
 func (stub) Apply(context.Context, cable.Config) error      { return nil }
 func (s stub) Report(context.Context) (cable.Report, error) { return s.report, nil }
 func (stub) Remove(context.Context) error                   { return nil }
@@ -38,20 +39,20 @@ func TestStatus(t *testing.T) {
 		{Endpoint: "c2.a", PeerAddress: netip.MustParseAddrPort("192.0.2.9:51820")}, {Endpoint: "c2.b"},
 	}}
 	health := map[string]Health{
-		"c2.a": {State: v1alpha1.CableUp, Since: time.Unix(1000, 900), RTT: 1234567 * time.Nanosecond},
+		"c2.a": {State: v1alpha1.CableUp, Since: time.Unix(1000, 900), RTT: 1234567 * time.Nanosecond, Loss: 0.125},
 		"c2.b": {State: v1alpha1.CableDown, Since: time.Unix(1500, 0), RTT: time.Millisecond},
 	}
 	at := func(seconds int64) metav1.Time { return metav1.NewTime(time.Unix(seconds, 0)) }
 	want := v1alpha1.GatewayStatus{Driver: "wireguard (in-process)", Problems: []string{"something"}, Cables: []v1alpha1.Cable{
-		{ClusterID: "c2", Endpoint: "c2.a", Driver: "wireguard", PeerAddress: "192.0.2.9:51820", State: "up", RTTMilliseconds: "1.235", Since: at(1000)},
+		{ClusterID: "c2", Endpoint: "c2.a", Driver: "wireguard", PeerAddress: "192.0.2.9:51820", State: "up", RTTMilliseconds: "1.235", LossPercent: "12.5", Since: at(1000)},
 		{ClusterID: "c2", Endpoint: "c2.b", Driver: "wireguard", State: "down", Since: at(1500)},
 		{ClusterID: "c3", Endpoint: "c3.x", Driver: "wireguard", State: "connecting", Since: at(2000)},
 	}}
-	got := status(desired, report, health, "wireguard", now)
+	got := status(desired, report, health, "wireguard", "", now)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
-	slower := status(desired, report, map[string]Health{"c2.a": {State: "up", Since: time.Unix(1000, 0), RTT: time.Second}, "c2.b": health["c2.b"]}, "wireguard", now)
+	slower := status(desired, report, map[string]Health{"c2.a": {State: "up", Since: time.Unix(1000, 0), RTT: time.Second}, "c2.b": health["c2.b"]}, "wireguard", "", now)
 	if !cmp.Equal(settled(got), settled(slower)) {
 		t.Error("another RTT counts as a change")
 	}
@@ -71,7 +72,7 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	families, err := registry.Gather()
-	if err != nil || len(families) < 5 {
+	if err != nil || len(families) < 7 {
 		t.Fatalf("%d metrics: %v", len(families), err)
 	}
 	if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {

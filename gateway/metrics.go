@@ -23,6 +23,15 @@ func cableUp() *prometheus.Desc {
 func cableRTT() *prometheus.Desc {
 	return describe("cable_rtt_seconds", "Smoothed round-trip time through the cable.", "remote_cluster", "endpoint")
 }
+func cableLoss() *prometheus.Desc {
+	return describe("cable_loss_ratio", "Share of the last probes through the cable that had no answer.", "remote_cluster", "endpoint")
+}
+func cableFailures() *prometheus.Desc {
+	return describe("cable_failures_total", "Times that the cable went down.", "remote_cluster", "endpoint")
+}
+func draining() *prometheus.Desc {
+	return describe("draining", "1 while this gateway asks others to send no more, else 0.")
+}
 func cableHandshake() *prometheus.Desc {
 	return describe("cable_last_handshake_timestamp_seconds", "Time of the last handshake, in Unix seconds.", "remote_cluster", "endpoint")
 }
@@ -38,7 +47,7 @@ func problems() *prometheus.Desc {
 
 // Describe sends what Collect may send.
 func (c collector) Describe(out chan<- *prometheus.Desc) {
-	for _, desc := range []func() *prometheus.Desc{cableUp, cableRTT, cableHandshake, cableSent, cableReceived, problems} {
+	for _, desc := range []func() *prometheus.Desc{cableUp, cableRTT, cableLoss, cableFailures, cableHandshake, cableSent, cableReceived, draining, problems} {
 		out <- desc()
 	}
 }
@@ -49,10 +58,11 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	desired := c.gateway.last.desired
 	c.gateway.mu.Unlock()
 	out <- prometheus.MustNewConstMetric(problems(), prometheus.GaugeValue, float64(len(desired.Problems)))
-	cluster := map[string]string{}
-	for _, peer := range desired.Cables.Peers {
-		cluster[peer.Endpoint] = peer.ClusterID
+	drains := 0.0
+	if c.gateway.draining() {
+		drains = 1
 	}
+	out <- prometheus.MustNewConstMetric(draining(), prometheus.GaugeValue, drains)
 	report, err := c.gateway.driver.Report(context.Background())
 	if err != nil {
 		out <- prometheus.NewInvalidMetric(cableUp(), err)
@@ -61,7 +71,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	health := c.gateway.prober.health()
 	for _, cable := range report.Cables {
 		send := func(desc *prometheus.Desc, kind prometheus.ValueType, value float64) {
-			out <- prometheus.MustNewConstMetric(desc, kind, value, cluster[cable.Endpoint], cable.Endpoint)
+			out <- prometheus.MustNewConstMetric(desc, kind, value, cable.ClusterID, cable.Endpoint)
 		}
 		h := health[cable.Endpoint]
 		up := 0.0
@@ -72,6 +82,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		if h.RTT > 0 {
 			send(cableRTT(), prometheus.GaugeValue, h.RTT.Seconds())
 		}
+		send(cableLoss(), prometheus.GaugeValue, h.Loss)
+		send(cableFailures(), prometheus.CounterValue, float64(h.Failures))
 		if !cable.LastHandshake.IsZero() {
 			send(cableHandshake(), prometheus.GaugeValue, float64(cable.LastHandshake.Unix()))
 		}

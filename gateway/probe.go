@@ -51,34 +51,42 @@ const (
 
 // Health is what is known of a cable.
 type Health struct {
-	State v1alpha1.CableState
-	Since time.Time
+	// ClusterID of the peer.
+	ClusterID string
+	State     v1alpha1.CableState
+	Since     time.Time
 	// RTT is the smoothed round-trip time, 0 while it is not known.
 	RTT time.Duration
 	// Loss is the share of the last probes that had no answer, 0 to 1.
 	Loss float64
 	// Draining: the peer wants no more traffic.
 	Draining bool
+	// Failures is how many times this process has seen the cable go down.
+	Failures int
 	// Attempts in a row, of attemptAfter each, that brought no answer.
 	Attempts int
 }
 
 // prober sends probes through all cables and answers those of the peers.
 type prober struct {
+	// poke is called when the health of a cable has changed, with the mutex held: it must not block, nor ask.
 	poke func()
 	log  *slog.Logger
 	mark uint64 // this process, see "start" above
 
-	mu      sync.Mutex
-	lines   map[string]*line // by Endpoint
-	changed chan struct{}    // lines have come or gone
+	mu       sync.Mutex
+	draining bool             // we say
+	lines    map[string]*line // by Endpoint
+	changed  chan struct{}    // there may be something to do at once
 }
 
 // line is the probing of one cable. The prober's mutex guards it.
 type line struct {
 	cable     cable.Cable
 	path      *liveness.Path
-	draining  bool // says the peer
+	draining  bool   // says the peer
+	packets   uint64 // probes that went through the cable, all kinds, either way
+	failures  int
 	attempts  int
 	attemptAt time.Time
 	// standIn is the state by handshakes, where there can be no probes.
@@ -141,13 +149,37 @@ func (p *prober) set(report cable.Report) {
 			delete(p.lines, endpoint)
 		}
 	}
+	p.wake()
+	if moved {
+		p.poke()
+	}
+}
+
+func (p *prober) wake() {
 	select {
 	case p.changed <- struct{}{}:
 	default:
 	}
-	if moved {
-		p.poke()
+}
+
+// drain tells the peers that this gateway wants no more traffic, or that it does again: with the next probe, which is soon.
+func (p *prober) drain(draining bool) (changed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	changed = p.draining != draining
+	p.draining = draining
+	return changed
+}
+
+// probes that have gone through each cable, by Endpoint.
+func (p *prober) probes() map[string]uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := map[string]uint64{}
+	for endpoint, l := range p.lines {
+		all[endpoint] = l.packets
 	}
+	return all
 }
 
 // health of every cable.
@@ -164,10 +196,13 @@ func (p *prober) health() map[string]Health {
 
 func (l *line) health(now time.Time) Health {
 	if l.cable.Endpoint != "" && !l.cable.Probe.IsValid() {
-		return l.standIn
+		h := l.standIn
+		h.ClusterID = l.cable.ClusterID
+		return h
 	}
 	h := Health{
-		State: v1alpha1.CableConnecting, Since: l.path.Since(), RTT: l.path.RTT(), Loss: l.path.Loss(now), Draining: l.draining, Attempts: l.attempts,
+		ClusterID: l.cable.ClusterID, State: v1alpha1.CableConnecting, Since: l.path.Since(), RTT: l.path.RTT(), Loss: l.path.Loss(now), Draining: l.draining,
+		Failures: l.failures, Attempts: l.attempts,
 	}
 	switch l.path.State() {
 	case liveness.Up:
@@ -255,6 +290,9 @@ func (p *prober) turn(ctx context.Context, now time.Time, readers *sync.WaitGrou
 // ask sends a probe, and reports whether somebody should look: the state or the number of attempts has changed.
 func (p *prober) ask(now time.Time, l *line) (look bool) {
 	sequence, look := l.path.Probe(now)
+	if look {
+		l.failures++ // a probe changes the state to down alone
+	}
 	if l.socket != nil {
 		packet := append(make([]byte, 0, probeSize), probeMagic...)
 		packet = append(packet, kindQuestion, p.flags(), 0, 0)
@@ -264,6 +302,8 @@ func (p *prober) ask(now time.Time, l *line) (look bool) {
 		if _, err := l.socket.WriteToUDPAddrPort(packet, netip.AddrPortFrom(l.cable.Probe.WithZone(""), ProbePort)); err != nil {
 			l.close()
 			l.openAt = now.Add(reopenEvery)
+		} else {
+			l.packets++
 		}
 	}
 	silentSince := l.path.Answered()
@@ -277,7 +317,12 @@ func (p *prober) ask(now time.Time, l *line) (look bool) {
 	return look
 }
 
-func (p *prober) flags() byte { return 0 }
+func (p *prober) flags() byte {
+	if p.draining {
+		return flagDraining
+	}
+	return 0
+}
 
 func (p *prober) open(ctx context.Context, now time.Time, l *line, readers *sync.WaitGroup) {
 	socket, err := listen(ctx, l.cable.Local)
@@ -333,9 +378,11 @@ func (p *prober) take(packet []byte, from netip.Addr, l *line, now time.Time) (a
 	if len(packet) != probeSize || string(packet[:4]) != probeMagic || from.WithZone("") != l.cable.Probe.WithZone("") {
 		return nil
 	}
+	l.packets++
 	look := false
 	switch {
 	case packet[4] == kindQuestion:
+		l.packets++ // the answer
 		look = l.told(packet[5])
 		packet[4], packet[5] = kindAnswer, p.flags()
 		answer = packet

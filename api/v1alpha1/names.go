@@ -63,6 +63,8 @@ const (
 
 	// LabelGatewayNode, "true", on a Node makes it a gateway node.
 	LabelGatewayNode = "fastnet.dev/gateway"
+	// AnnotationDrain, "true", on a gateway node moves the traffic between clusters to other gateways.
+	AnnotationDrain = "fastnet.dev/drain"
 	// LabelMember on a namespace of the broker holds the cluster ID of the member whose records live there.
 	LabelMember = "fastnet.dev/member"
 

@@ -295,6 +295,7 @@ type EndpointList struct {
 // +kubebuilder:printcolumn:name="Driver",type=string,JSONPath=`.status.driver`
 // +kubebuilder:printcolumn:name="Clusters",type=string,JSONPath=`.status.cables[*].clusterID`
 // +kubebuilder:printcolumn:name="Cables",type=string,JSONPath=`.status.cables[*].state`
+// +kubebuilder:printcolumn:name="Drain",type=string,JSONPath=`.status.drain`
 type Gateway struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -308,6 +309,10 @@ type GatewayStatus struct {
 	// driver in use, with its implementation: "wireguard" or "wireguard (in-process)".
 	// +optional
 	Driver string `json:"driver,omitempty"`
+	// drain is empty, or draining while traffic is being moved to other gateways, or drained when none is left.
+	// +kubebuilder:validation:Enum=draining;drained
+	// +optional
+	Drain string `json:"drain,omitempty"`
 	// cables, one an Endpoint of another cluster.
 	// +listType=map
 	// +listMapKey=endpoint
@@ -318,6 +323,12 @@ type GatewayStatus struct {
 	// +optional
 	Problems []string `json:"problems,omitempty"`
 }
+
+// States of a Gateway on its way out.
+const (
+	DrainDraining = "draining"
+	DrainDrained  = "drained"
+)
 
 // CableState is the state of a cable.
 // +kubebuilder:validation:Enum=up;connecting;down
@@ -343,6 +354,12 @@ type Cable struct {
 	// rttMilliseconds is the round-trip time through the cable: a decimal number, a smoothed mean.
 	// +optional
 	RTTMilliseconds string `json:"rttMilliseconds,omitempty"`
+	// lossPercent is the share of the last probes through the cable that were lost: a decimal number.
+	// +optional
+	LossPercent string `json:"lossPercent,omitempty"`
+	// draining: the other side wants no more traffic over this cable.
+	// +optional
+	Draining bool `json:"draining,omitempty"`
 	// since when the cable has been in this state.
 	Since metav1.Time `json:"since"`
 }

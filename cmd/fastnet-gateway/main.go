@@ -14,6 +14,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/fastnet-io/fastnet/gateway"
+	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 )
 
 func main() { os.Exit(run()) }
@@ -51,6 +52,7 @@ func command() *cobra.Command {
 	flags.StringSliceVar(&config.Prefixes, "prefixes", nil, "pod and service CIDRs of this cluster, both families, comma separated")
 	flags.StringVar(&config.Driver, "driver", gateway.DriverWireGuard, "cable driver: wireguard")
 	flags.Uint16Var(&config.Port, "port", 51820, "first UDP port for peers; each peer has one of its own, from here upwards")
+	flags.Uint16Var(&config.NodeProbePort, "node-probe-port", nodeprobe.DefaultPort, "UDP port at which the nodes of this cluster are answered")
 	flags.StringSliceVar(&config.Addresses, "addresses", nil, "addresses of this node for peers (default: the Node's ExternalIPs and InternalIPs)")
 	flags.StringVar(&config.HTTPAddress, "http-address", ":9471", "address for /metrics, /healthz, /readyz and /debug/plan")
 	shared.StringVar(&config.StateDir, "state-dir", "/var/lib/fastnet", "directory that holds the private key and the peers' ports")

@@ -39,7 +39,7 @@ type Peer struct {
 
 // Cable is one that exists.
 type Cable struct {
-	Endpoint string
+	Endpoint, ClusterID string
 	// PeerAddress that packets go to now, as the driver has learned it.
 	PeerAddress netip.AddrPort
 	// Local and Probe are the addresses of this end and of the peer inside the cable, with the device as their zone; invalid
@@ -49,6 +49,8 @@ type Cable struct {
 	LastHandshake time.Time
 	// Sent and Received bytes of the cable, headers of the tunnel included.
 	Sent, Received int64
+	// Packets that have gone through the cable either way, probes and the like included.
+	Packets uint64
 }
 
 // Report is what a driver has.
@@ -63,6 +65,8 @@ type Driver interface {
 	// PublicKey of this gateway, in the driver's form. It makes and keeps a key where there is none, and fails on one that it
 	// cannot read: a new key in its place would cut every cable.
 	PublicKey() (string, error)
+	// PrivateKey is its other half, an X25519 key, for what else this gateway says in its own name.
+	PrivateKey() ([]byte, error)
 	// Apply makes the cables exist that the configuration names, and no others. Cables that stay are not disturbed.
 	Apply(context.Context, Config) error
 	// Report says what exists.

@@ -96,6 +96,15 @@ func (d *Driver) PublicKey() (string, error) {
 	return key.PublicKey().String(), nil
 }
 
+// PrivateKey as it lies on the node.
+func (d *Driver) PrivateKey() ([]byte, error) {
+	key, err := loadKey(d.config.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return key[:], nil
+}
+
 // ProbeAddress is the address inside the cable of the gateway with this key: link-local, from a hash of the key. Nobody
 // plans such addresses, they cannot be another cluster's, and WireGuard lets only the holder of the key use it.
 func ProbeAddress(key wgtypes.Key) netip.Addr {
@@ -293,7 +302,10 @@ func (d *Driver) Report(context.Context) (cable.Report, error) {
 			continue
 		}
 		is := have.Peers[i]
-		c := cable.Cable{Endpoint: peer.Endpoint, Sent: is.TransmitBytes, Received: is.ReceiveBytes}
+		c := cable.Cable{Endpoint: peer.Endpoint, ClusterID: peer.ClusterID, Sent: is.TransmitBytes, Received: is.ReceiveBytes}
+		if link, err := netlink.LinkByName(peer.Link); err == nil && link.Attrs().Statistics != nil {
+			c.Packets = link.Attrs().Statistics.RxPackets + link.Attrs().Statistics.TxPackets
+		}
 		if hasIPv6() {
 			c.Local, c.Probe = ProbeAddress(have.PublicKey).WithZone(peer.Link), ProbeAddress(peer.key).WithZone(peer.Link)
 		}

@@ -465,6 +465,34 @@ func TestDataPath(t *testing.T) {
 		w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 15*time.Second)
 		w.expect(t, w.pods["w1"], nodes["w2"].pod4(), nodes["w1"].pod4(), 1420-40)
 	})
+	t.Run("a gateway that is to go says so, and is drained when nothing is carried", func(t *testing.T) {
+		var node object
+		if err := w.call("c1", "GET", "/api/v1/nodes/g1", nil, &node); err != nil {
+			t.Fatal(err)
+		}
+		for _, drain := range []bool{true, false} {
+			node["metadata"].(object)["annotations"] = object{v1alpha1.AnnotationDrain: fmt.Sprint(drain)}
+			delete(node["metadata"].(object), "resourceVersion")
+			if err := w.call("c1", "PUT", "/api/v1/nodes/g1", node, nil); err != nil {
+				t.Fatal(err)
+			}
+			Eventually(t, 10*time.Second, fmt.Sprintf("drained: %t", drain), func() error {
+				var g v1alpha1.Gateway
+				if err := w.call("c1", "GET", gatewaysURL+"/g1", nil, &g); err != nil {
+					return err
+				}
+				if (g.Status.Drain == v1alpha1.DrainDrained) != drain || !drain && g.Status.Drain != "" {
+					return fmt.Errorf("it is %q", g.Status.Drain)
+				}
+				c, err := w.cable("c2", "g2")
+				if err == nil && (c.Draining != drain || c.State != v1alpha1.CableUp) {
+					err = fmt.Errorf("the peer says %+v", c)
+				}
+				return err
+			})
+		}
+		w.expect(t, w.pods["w1"], nodes["w2"].pod4(), nodes["w1"].pod4(), 1420-40)
+	})
 	t.Run("a restart leaves all as it is", func(t *testing.T) {
 		during := w.nodes["g1"].State(t)
 		for _, p := range []*Process{w.gateways["g1"], w.agents["g1"]} {

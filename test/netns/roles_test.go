@@ -51,7 +51,7 @@ func log() *slog.Logger {
 }
 
 func runGateway(ctx context.Context) error {
-	config := gateway.Config{Driver: gateway.DriverWireGuard, Port: 51820, HTTPAddress: "127.0.0.1:9471"}
+	config := gateway.Config{Driver: gateway.DriverWireGuard, Port: 51820, NodeProbePort: nodeprobe.DefaultPort, HTTPAddress: "127.0.0.1:9471"}
 	if err := settings(&config); err != nil {
 		return err
 	}
