@@ -58,7 +58,7 @@ Exit codes: 0 done, 1 failed, 2 a mistake on the command line.`,
 		RunE: ctl.Help,
 	}
 	flags.AddFlags(root.PersistentFlags())
-	root.AddCommand(newBroker(o), newJoin(o), newLeave(o), newShow(o), newVersion(o, version))
+	root.AddCommand(newBroker(o), newJoin(o), newLeave(o), newShow(o), newDrainGateway(o), newVersion(o, version))
 	return root
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -24,6 +25,7 @@ import (
 // view is what show prints: of -o json and yaml, these are the fields.
 type view struct {
 	Clusters    []clusterRow    `json:"clusters,omitempty"`
+	Gateways    []gatewayRow    `json:"gateways,omitempty"`
 	Connections []connectionRow `json:"connections,omitempty"`
 	Exports     []exportRow     `json:"exports,omitempty"`
 	Imports     []importRow     `json:"imports,omitempty"`
@@ -38,6 +40,15 @@ type clusterRow struct {
 	Prefixes  []string `json:"prefixes"`
 }
 
+type gatewayRow struct {
+	Node      string   `json:"node"`
+	State     string   `json:"state"` // active, draining, drained, or unknown where it has not reported
+	Driver    string   `json:"driver,omitempty"`
+	Addresses []string `json:"addresses"`
+	CablesUp  int      `json:"cablesUp"`
+	Cables    int      `json:"cables"`
+}
+
 type connectionRow struct {
 	Gateway         string      `json:"gateway"` // the local node
 	ClusterID       string      `json:"clusterID"`
@@ -46,6 +57,8 @@ type connectionRow struct {
 	PeerAddress     string      `json:"peerAddress,omitempty"`
 	State           string      `json:"state"`
 	RTTMilliseconds string      `json:"rttMilliseconds,omitempty"`
+	LossPercent     string      `json:"lossPercent,omitempty"`
+	Draining        bool        `json:"draining,omitempty"` // the other side is
 	Since           metav1.Time `json:"since"`
 }
 
@@ -68,14 +81,15 @@ type importRow struct {
 
 func newShow(o *options) *cobra.Command {
 	var output string
-	things := []string{"clusters", "connections", "services", "all"}
+	things := []string{"clusters", "gateways", "connections", "services", "all"}
 	command := &cobra.Command{
-		Use:   "show [clusters|connections|services|all]",
+		Use:   "show [clusters|gateways|connections|services|all]",
 		Short: "Show the clusterset as this cluster sees it",
 		Long: `Show the clusterset as this cluster sees it.
 
   clusters     the clusters known here: their gateways, their ranges, and whether a tunnel to them is up
-  connections  every tunnel of this cluster's gateways: state, round-trip time, since when
+  gateways     this cluster's gateways: whether they carry, and how many of their tunnels are up
+  connections  every tunnel of this cluster's gateways: state, round-trip time, loss, since when
   services     what this cluster exports and imports
   all          all of these (the default)`,
 		ValidArgs: things,
@@ -139,6 +153,9 @@ func (c *cluster) look(ctx context.Context, what string) (view, error) {
 	if what == "clusters" || what == "all" {
 		seen.Clusters = clusterRows(id, endpoints.Items, gateways.Items)
 	}
+	if what == "gateways" || what == "all" {
+		seen.Gateways = gatewayRows(id, endpoints.Items, gateways.Items)
+	}
 	if what == "connections" || what == "all" {
 		seen.Connections, seen.Problems = connectionRows(gateways.Items)
 	}
@@ -186,6 +203,38 @@ func clusterRows(local string, endpoints []v1alpha1.Endpoint, gateways []v1alpha
 	return sorted
 }
 
+func gatewayRows(local string, endpoints []v1alpha1.Endpoint, gateways []v1alpha1.Gateway) []gatewayRow {
+	rows := map[string]*gatewayRow{}
+	row := func(node string) *gatewayRow {
+		if rows[node] == nil {
+			rows[node] = &gatewayRow{Node: node, State: "unknown", Addresses: []string{}}
+		}
+		return rows[node]
+	}
+	for _, endpoint := range endpoints {
+		if endpoint.Spec.ClusterID == local {
+			row(endpoint.Spec.Node).Addresses = endpoint.Spec.Addresses
+		}
+	}
+	for _, gateway := range gateways {
+		r := row(gateway.Name)
+		r.State, r.Driver, r.Cables = "active", gateway.Status.Driver, len(gateway.Status.Cables)
+		if gateway.Status.Drain != "" {
+			r.State = gateway.Status.Drain
+		}
+		for _, cable := range gateway.Status.Cables {
+			if cable.State == v1alpha1.CableUp {
+				r.CablesUp++
+			}
+		}
+	}
+	var sorted []gatewayRow
+	for _, node := range slices.Sorted(maps.Keys(rows)) {
+		sorted = append(sorted, *rows[node])
+	}
+	return sorted
+}
+
 func connectionRows(gateways []v1alpha1.Gateway) (rows []connectionRow, problems []string) {
 	for _, gateway := range gateways {
 		for _, problem := range gateway.Status.Problems {
@@ -198,7 +247,8 @@ func connectionRows(gateways []v1alpha1.Gateway) (rows []connectionRow, problems
 			}
 			rows = append(rows, connectionRow{
 				Gateway: gateway.Name, ClusterID: cable.ClusterID, Endpoint: cable.Endpoint, Driver: driver,
-				PeerAddress: cable.PeerAddress, State: string(cable.State), RTTMilliseconds: cable.RTTMilliseconds, Since: cable.Since,
+				PeerAddress: cable.PeerAddress, State: string(cable.State), RTTMilliseconds: cable.RTTMilliseconds, LossPercent: cable.LossPercent,
+				Draining: cable.Draining, Since: cable.Since,
 			})
 		}
 	}
@@ -272,6 +322,15 @@ func (v view) print(out, errOut io.Writer, what, output string, now time.Time) e
 			return err
 		}
 	}
+	if what == "gateways" || what == "all" {
+		var rows [][]string
+		for _, r := range v.Gateways {
+			rows = append(rows, []string{r.Node, r.State, ctl.Dash(r.Driver), ctl.List(r.Addresses), fmt.Sprintf("%d/%d up", r.CablesUp, r.Cables)})
+		}
+		if err := table("No gateways: no node of this cluster runs one.", "GATEWAY\tSTATE\tDRIVER\tADDRESSES\tCABLES", rows); err != nil {
+			return err
+		}
+	}
 	if what == "connections" || what == "all" {
 		var rows [][]string
 		for _, r := range v.Connections {
@@ -279,9 +338,16 @@ func (v view) print(out, errOut io.Writer, what, output string, now time.Time) e
 			if r.RTTMilliseconds != "" {
 				rtt = r.RTTMilliseconds + "ms"
 			}
-			rows = append(rows, []string{r.Gateway, r.ClusterID, r.Endpoint, r.Driver, ctl.Dash(r.PeerAddress), r.State, rtt, ctl.Age(r.Since, now)})
+			loss, state := "-", r.State
+			if r.LossPercent != "" {
+				loss = r.LossPercent + "%"
+			}
+			if r.Draining {
+				state += " (draining)"
+			}
+			rows = append(rows, []string{r.Gateway, r.ClusterID, r.Endpoint, r.Driver, ctl.Dash(r.PeerAddress), state, rtt, loss, ctl.Age(r.Since, now)})
 		}
-		if err := table("No connections: no gateway of this cluster has found one of another.", "GATEWAY\tCLUSTER\tENDPOINT\tDRIVER\tPEER\tSTATE\tRTT\tSINCE", rows); err != nil {
+		if err := table("No connections: no gateway of this cluster has found one of another.", "GATEWAY\tCLUSTER\tENDPOINT\tDRIVER\tPEER\tSTATE\tRTT\tLOSS\tSINCE", rows); err != nil {
 			return err
 		}
 		for _, problem := range v.Problems {
