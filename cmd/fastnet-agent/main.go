@@ -161,7 +161,7 @@ func run(ctx context.Context, c config) error {
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	a, err := agent.New(agent.Config{
 		ClusterID: c.clusterID, BrokerNamespace: namespace,
-		Reader: objects, Local: local, API: mcs, Broker: remote.Writer, Records: remote, Connected: remote.Connected,
+		Reader: objects, Local: failing(local), API: mcs, Broker: failing(remote.Writer), Records: remote, Connected: remote.Connected,
 		Event: events.NewRecorder(scheme, corev1.EventSource{Component: "fastnet-agent"}).Event,
 		Now:   time.Now, Metrics: registry, Log: log,
 	})

@@ -27,6 +27,7 @@ import (
 	"github.com/fastnet-io/fastnet/deploy/crds"
 	"github.com/fastnet-io/fastnet/deploy/helm"
 	"github.com/fastnet-io/fastnet/internal/ctl"
+	"github.com/fastnet-io/fastnet/internal/mcsapi"
 	"github.com/fastnet-io/fastnet/internal/withdraw"
 )
 
@@ -261,18 +262,20 @@ func (c *cluster) removeDefinitions(ctx context.Context) ([]string, error) {
 
 // mcsInUse says who still has objects of the Multi-Cluster Services API, or nothing.
 func (c *cluster) mcsInUse(ctx context.Context) (string, error) {
-	for _, kind := range []string{"ServiceExport", "ServiceImport"} {
-		list := &unstructured.UnstructuredList{}
-		list.SetGroupVersionKind(schema.GroupVersionKind{Group: "multicluster.x-k8s.io", Version: "v1beta1", Kind: kind})
-		err := c.List(ctx, list)
-		if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return "", ctl.Explain("list "+kind+" objects", err)
-		}
-		if len(list.Items) > 0 {
-			return fmt.Sprintf("there are %ss, as %s/%s", kind, list.Items[0].GetNamespace(), list.Items[0].GetName()), nil
+	for _, version := range mcsapi.Versions {
+		for _, kind := range []string{"ServiceExport", "ServiceImport"} {
+			list := &unstructured.UnstructuredList{}
+			list.SetGroupVersionKind(schema.GroupVersionKind{Group: mcsapi.Group, Version: version, Kind: kind})
+			err := c.List(ctx, list)
+			if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) {
+				continue
+			}
+			if err != nil {
+				return "", ctl.Explain("list "+kind+" objects", err)
+			}
+			if len(list.Items) > 0 {
+				return fmt.Sprintf("there are %ss, as %s/%s", kind, list.Items[0].GetNamespace(), list.Items[0].GetName()), nil
+			}
 		}
 	}
 	return "", nil
