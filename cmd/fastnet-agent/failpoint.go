@@ -7,15 +7,14 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"syscall"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// failpointVariable of the environment holds the write at which the process is to be killed, of those to both API servers:
-// "before 3" is when the third is about to be sent, "after 3" when it has been answered and nobody knows yet.
+// failpointVariable of the environment holds the number of the write, of those to both API servers, at which the process is to be killed:
+// when it has been answered and nobody knows yet. To be killed before a write is to be killed after the one before it.
 const failpointVariable = "FASTNET_FAILPOINT"
 
 // written counts writes; it is one for the whole process.
@@ -27,28 +26,23 @@ func failing(c client.Client) client.Client {
 	if text == "" {
 		return c
 	}
-	when, number, _ := strings.Cut(text, " ")
-	at, err := strconv.ParseInt(number, 10, 64)
-	if err != nil || when != "before" && when != "after" {
+	at, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "fastnet-agent: %s=%q\n", failpointVariable, text)
 		os.Exit(2)
 	}
-	return &failpoint{Client: c, when: when, at: at}
+	return &failpoint{Client: c, at: at}
 }
 
 type failpoint struct {
 	client.Client
-	when string
-	at   int64
+	at int64
 }
 
 func (f *failpoint) write(send func() error) error {
 	n := written.Add(1)
-	if f.when == "before" && n == f.at {
-		die()
-	}
 	err := send()
-	if f.when == "after" && n == f.at {
+	if n == f.at {
 		die()
 	}
 	return err
