@@ -23,7 +23,7 @@ import (
 type export struct {
 	contribution *clusterset.Contribution
 	valid, ready metav1.Condition // ready only where there is no contribution
-	warning      string           // about annotations; part of valid's message
+	notices      []Notice         // what is wrong and keeps nothing from being exported; part of valid's message
 }
 
 func condition(kind mcsv1beta1.ServiceExportConditionType, status metav1.ConditionStatus, reason mcsv1beta1.ServiceExportConditionReason, message string) metav1.Condition {
@@ -61,6 +61,7 @@ func planExport(s *Snapshot, roster clusterset.Roster, key clusterset.Key) expor
 		Cluster: s.ClusterID, Export: exportOf(s.Exports[key], service), Backends: backendsOf(s.ClusterID, key, s.Slices[key]),
 	}
 	e.readPolicy(s, roster, s.Exports[key], &contribution.Export)
+	e.checkNames(&contribution)
 	err := clusterset.CheckExport(&contribution.Export)
 	for _, backends := range contribution.Backends {
 		if err == nil {
@@ -106,8 +107,33 @@ func (e *export) readPolicy(s *Snapshot, roster clusterset.Roster, object *mcsv1
 			v1alpha1.AnnotationAffinity, v1alpha1.AnnotationMinLocalPercent, v1alpha1.AnnotationBalance, v1alpha1.BalanceDNS))
 	}
 	if len(problems) > 0 {
-		e.warning = shorten(strings.Join(problems, "; "))
-		e.valid.Message += "; " + e.warning
+		e.notice(reasonInvalidAnnotation, shorten(strings.Join(problems, "; ")))
+	}
+}
+
+func (e *export) notice(reason, message string) {
+	e.notices = append(e.notices, Notice{reason, message})
+	e.valid.Message += "; " + message
+}
+
+// checkNames finds the backends of a headless service that can have no name of their own. All other names of a service fit into DNS,
+// however long its parts are.
+func (e *export) checkNames(c *clusterset.Contribution) {
+	if c.Export.Type != string(mcsv1beta1.Headless) {
+		return
+	}
+	var tooLong []string
+	for _, backends := range c.Backends {
+		for _, b := range backends.Spec.Backends {
+			name := clusterset.DNSName(b.Hostname, c.Cluster, clusterset.Key{Namespace: c.Export.Namespace, Name: c.Export.Name})
+			if b.Hostname != "" && len(name) > clusterset.MaxDNSName && !slices.Contains(tooLong, name) {
+				tooLong = append(tooLong, name)
+			}
+		}
+	}
+	if len(tooLong) > 0 {
+		e.notice(reasonNameTooLong, fmt.Sprintf("DNS has no room for the names of %d pods, such as %s, of %d characters; it takes %d",
+			len(tooLong), slices.Min(tooLong), len(slices.Min(tooLong)), clusterset.MaxDNSName))
 	}
 }
 

@@ -69,9 +69,12 @@ type Plan struct {
 type ExportStatus struct {
 	Key        clusterset.Key
 	Conditions []metav1.Condition
-	// Warning is what the message of Valid says of annotations, "" if all are well. A new one is worth an event.
-	Warning string
+	// Notices are what the message of Valid says beside. A new one is worth an event.
+	Notices []Notice
 }
+
+// Notice tells of something that is wrong with an export and keeps nothing from being exported.
+type Notice struct{ Reason, Message string }
 
 // BuildPlan is the agent's one decision: from everything that is seen, all that should be. It reads no clock and calls
 // nobody; equal snapshots make equal plans.
@@ -192,7 +195,7 @@ func (p *Plan) remoteContributions(s *Snapshot, roster clusterset.Roster) map[cl
 }
 
 func (p *Plan) exportStatus(s *Snapshot, key clusterset.Key, e export, has published, conflicts []clusterset.Conflict) {
-	status := ExportStatus{Key: key, Conditions: []metav1.Condition{e.valid}, Warning: e.warning}
+	status := ExportStatus{Key: key, Conditions: []metav1.Condition{e.valid}, Notices: e.notices}
 	if e.contribution == nil {
 		status.Conditions = append(status.Conditions, e.ready)
 		if s.Broker.Synced {

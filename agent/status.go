@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -44,8 +45,10 @@ func (a *Agent) putExportStatus(ctx context.Context, r *round, observed *mcsv1be
 	r.note(nameOf(changed), have.ResourceVersion, changed)
 	for _, c := range changed.Status.Conditions {
 		before := meta.FindStatusCondition(have.Status.Conditions, c.Type)
-		if c.Type == string(mcsv1beta1.ServiceExportConditionValid) && want.Warning != "" && (before == nil || before.Message != c.Message) {
-			a.config.Event(changed, corev1.EventTypeWarning, reasonInvalidAnnotation, want.Warning)
+		for _, notice := range want.Notices {
+			if c.Type == string(mcsv1beta1.ServiceExportConditionValid) && (before == nil || !strings.Contains(before.Message, notice.Message)) {
+				a.config.Event(changed, corev1.EventTypeWarning, notice.Reason, notice.Message)
+			}
 		}
 		if before != nil && before.Status == c.Status && before.Reason == c.Reason || !worthAnEvent(before, c) {
 			continue
@@ -58,8 +61,12 @@ func (a *Agent) putExportStatus(ctx context.Context, r *round, observed *mcsv1be
 	}
 }
 
-// reasonInvalidAnnotation is that of events about annotations that say nothing, or nothing that can be done.
-const reasonInvalidAnnotation = "InvalidAnnotation"
+// Reasons of events about what is wrong and keeps nothing from being exported: annotations that say nothing, or nothing that can be
+// done, and pods whose names have no room in DNS.
+const (
+	reasonInvalidAnnotation = "InvalidAnnotation"
+	reasonNameTooLong       = "NameTooLong"
+)
 
 // warn tells of what is wrong with the Service of a scope, each thing once. A Service has no status of ours to remember it by,
 // so a new agent says it again.

@@ -47,3 +47,11 @@ func BackendsName(cluster, slice, namespace string, part int) string {
 func SliceName(service, cluster string, source ...string) string {
 	return fmt.Sprintf("%s-%s-%s", service, cluster, hash(cluster+"/"+strings.Join(source, "/")))
 }
+
+// MaxDNSName is the longest name that DNS can hold, as text without the dot at its end (RFC 1035, 2.3.4).
+const MaxDNSName = 253
+
+// DNSName is the name of a pod with a hostname, behind a service, in a cluster.
+func DNSName(hostname, cluster string, service Key) string {
+	return fmt.Sprintf("%s.%s.%s.%s.svc.clusterset.local", hostname, cluster, service.Name, service.Namespace)
+}
