@@ -381,7 +381,7 @@ func (fl *flows) receive(sink *net.UDPConn) {
 // wait until all flows meet a condition.
 func (fl *flows) wait(what string, met func(netip.Addr, *flow) bool) {
 	fl.f.t.Helper()
-	Eventually(fl.f.t, 20*time.Second, what, func() error {
+	Eventually(fl.f.t, time.Minute, what, func() error {
 		fl.mu.Lock()
 		defer fl.mu.Unlock()
 		for to, one := range fl.flows {
