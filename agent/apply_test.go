@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/internal/broker"
@@ -590,5 +591,17 @@ func TestAddressesOfALostServiceAreAskedForAgain(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A lost derived Service is asked for as an API server wants it: with the first address in both places.
+func TestLostServiceIsAskedForWithItsAddresses(t *testing.T) {
+	key := clusterset.Key{Namespace: "sample", Name: "web"}
+	ips := []string{"10.96.0.7", "fd00:96::7"}
+	known := &mcsv1beta1.ServiceImport{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{labelManagedBy: v1alpha1.ManagedBy}}, Spec: mcsv1beta1.ServiceImportSpec{IPs: ips}}
+	s := &Snapshot{Imports: map[clusterset.Key]*mcsv1beta1.ServiceImport{key: known}}
+	derived := derivedService(s, clusterset.Service{Key: key, Spec: mcsv1beta1.ServiceImportSpec{IPFamilies: dual}}, "derived")
+	if derived.Spec.ClusterIP != ips[0] || !slices.Equal(derived.Spec.ClusterIPs, ips) {
+		t.Errorf("asks for %q, %q", derived.Spec.ClusterIP, derived.Spec.ClusterIPs)
 	}
 }

@@ -75,6 +75,9 @@ func runAll(t *testing.T, w *world, rules []rule) {
 func TestDualStackThreeClusters(t *testing.T) {
 	w := start(t, 3, true)
 	runAll(t, w, append(slices.Clone(everywhere), rule{"IPFamilyConflict", familyConflict}, rule{"OneFamilyOfTwo", oneFamily}))
+	if !t.Failed() {
+		leaving(t, w)
+	}
 }
 
 func TestIPv4TwoClusters(t *testing.T) {
