@@ -6,9 +6,9 @@ DIST := dist
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 CONTROLLER_GEN := sigs.k8s.io/controller-tools/cmd/controller-gen@v0.23.0
 
-# Packages whose tests run the command line against real API servers: slow enough without the race detector, and with little
-# that runs at once.
-SLOW := (internal/ctl/(fastnet|service)|cmd/fastnet-agent)$$
+# Packages whose tests run whole programs against real API servers: slow enough without the race detector, which does not see
+# into those programs anyway.
+SLOW := (internal/ctl/(fastnet|service)|cmd/fastnet-agent|test/bench/(propagation|scale))$$
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
