@@ -179,38 +179,6 @@ func TestRefusalOfTheBroker(t *testing.T) {
 	}
 }
 
-func TestDerivedServiceAsksForItsOldAddresses(t *testing.T) {
-	w := newWorld(t)
-	s := w.server("c1", dual)
-	w.server("broker", dual)
-	asked := ""
-	a := w.agent(t, "c1")
-	a.local.writer = interceptor.NewClient(s.WithWatch, interceptor.Funcs{
-		Create: func(ctx context.Context, c client.WithWatch, object client.Object, o ...client.CreateOption) error {
-			service := object.(*corev1.Service)
-			if asked == "" {
-				asked = strings.Join(service.Spec.ClusterIPs, ",")
-				return apierrors.NewInvalid(schema.GroupKind{Kind: "Service"}, service.Name, nil)
-			}
-			if len(service.Spec.ClusterIPs) > 0 {
-				t.Errorf("asked again for %v", service.Spec.ClusterIPs)
-			}
-			return c.Create(ctx, object, o...)
-		},
-	})
-	snapshot, err := a.snapshot(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	wanted := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "sample", Name: "derived-x"}, Spec: corev1.ServiceSpec{ClusterIPs: []string{"10.96.0.7"}}}
-	if _, err := a.applyLocal(t.Context(), scope{}, snapshot, &Plan{Services: []*corev1.Service{wanted}}); err != nil {
-		t.Errorf("taken addresses are an error: %v", err)
-	}
-	if asked != "10.96.0.7" {
-		t.Errorf("asked for %q first, want 10.96.0.7", asked)
-	}
-}
-
 // What is wrong with a Service is told once, and again when it is something else.
 func TestWarningsAreToldOnce(t *testing.T) {
 	w := newWorld(t)
