@@ -32,7 +32,7 @@ func main() {
 	}
 	dnsserver.Directives = directives
 	tuneMemory()
-	go returnMemory(time.Tick(time.Second), collections, debug.FreeOSMemory)
+	go returnMemory(time.Tick(time.Second))
 	caddy.AppVersion = coremain.CoreVersion + " lighthouse-" + version
 	coremain.Run()
 }
@@ -71,19 +71,30 @@ const calm = 5
 // returnMemory gives memory back once the load is over for which it was taken. Go by itself keeps it until the collection after next,
 // and without queries the next is minutes away. A server whose load has garbage collected more often than that never comes here; any
 // other is at most charged with a collection, some tens of milliseconds, for each that it had anyway.
-func returnMemory(tick <-chan time.Time, collections func() uint64, free func()) {
-	last, quiet := collections(), 0
+func returnMemory(tick <-chan time.Time) {
+	l := load{collected: collections()}
 	for range tick {
-		switch n := collections(); {
-		case n != last:
-			last, quiet = n, 0
-		case quiet < calm:
-			if quiet++; quiet == calm {
-				free()
-				last = collections() // free has collected, too
-			}
+		if l.over(collections()) {
+			debug.FreeOSMemory()
+			l.collected = collections() // that has collected, too
 		}
 	}
+}
+
+// load is told each second how often garbage was collected.
+type load struct {
+	collected uint64
+	quiet     int // seconds since then
+}
+
+// over reports, once, that a load is over.
+func (l *load) over(collected uint64) bool {
+	if collected != l.collected {
+		l.collected, l.quiet = collected, 0
+		return false
+	}
+	l.quiet++
+	return l.quiet == calm
 }
 
 // collections counts how often garbage was collected.

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
@@ -234,33 +233,28 @@ func TestTuneMemory(t *testing.T) {
 	}
 }
 
-// TestReturnMemory: once for each load that is over, and once after the start; never while garbage is collected.
-func TestReturnMemory(t *testing.T) {
-	ticks := make(chan time.Time)
-	var count, freed uint64
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		returnMemory(ticks, func() uint64 { return count }, func() { freed++; count++ })
-	}()
-	pass := func(seconds int, collects bool, want uint64) {
+// TestLoadIsOver: once for each load, and once after the start; never while garbage is collected.
+func TestLoadIsOver(t *testing.T) {
+	var l load
+	var count uint64
+	pass := func(seconds int, collects bool, want int) {
 		t.Helper()
+		over := 0
 		for range seconds {
 			if collects {
 				count++
 			}
-			ticks <- time.Time{}
+			if l.over(count) {
+				over++
+			}
 		}
-		ticks <- time.Time{} // once it is taken, all before it have been dealt with
-		if freed != want {
-			t.Errorf("memory was given back %d times, want %d", freed, want)
+		if over != want {
+			t.Errorf("over %d times in %d s, want %d", over, seconds, want)
 		}
 	}
-	pass(calm-2, false, 0)
+	pass(calm-1, false, 0)
 	pass(10, true, 0)
 	pass(10*calm, false, 1)
-	pass(1, true, 1)
-	pass(calm, false, 2)
-	close(ticks)
-	<-done
+	pass(1, true, 0)
+	pass(calm, false, 1)
 }
