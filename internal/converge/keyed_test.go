@@ -91,7 +91,7 @@ func (s *keyedScript) first(t *testing.T) []string {
 }
 
 func TestKeyedPokeIsARoundOfOneKey(t *testing.T) {
-	s := &keyedScript{until: 59 * time.Second, during: func(l *Keyed[string]) {
+	s := &keyedScript{lasts: map[string]time.Duration{"b": time.Second}, until: 59 * time.Second, during: func(l *Keyed[string]) {
 		time.Sleep(10 * time.Second)
 		for range 100 {
 			l.Poke("b", "b")
@@ -99,13 +99,13 @@ func TestKeyedPokeIsARoundOfOneKey(t *testing.T) {
 	}}
 	s.run(t)
 	// Those that come while its round runs are one more.
-	if got := strings.Join(s.first(t), " "); got != "b@10s" && got != "b@10s b@10s" {
+	if got := strings.Join(s.first(t), " "); got != "b@10s" && got != "b@10s b@11s" {
 		t.Errorf("rounds %s after the first", got)
 	}
 	if s.ready[0] == nil || s.ready[1] != nil {
 		t.Errorf("ready: %v", s.ready)
 	}
-	if s.done[len(s.done)-1] != "b+0s" {
+	if last := s.done[len(s.done)-1]; last != "b+1s" && last != "b+2s" {
 		t.Errorf("took %q", s.done)
 	}
 }
