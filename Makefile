@@ -53,8 +53,8 @@ test: ## Run every test that needs no cluster, with the race detector (as root: 
 	@test/prepare test
 	@mkdir -p $(DIST)
 	go build -o /dev/null ./coredns-build ./cmd/fastnet-agent # compiled here, outside of the time limit of the tests that build them
-	{ CGO_ENABLED=1 go test -json -race -timeout 10m $$(go list ./... | grep -v -E '$(SLOW)'); first=$$?; \
-	  go test -json -timeout 10m $$(go list ./... | grep -E '$(SLOW)') && exit $$first; } | go run ./test/tally -append $(DIST)/tally
+	{ CGO_ENABLED=1 go test -json -race -timeout 15m $$(go list ./... | grep -v -E '$(SLOW)'); first=$$?; \
+	  go test -json -timeout 15m $$(go list ./... | grep -E '$(SLOW)') && exit $$first; } | go run ./test/tally -append $(DIST)/tally
 
 e2e: prepare kubernetes images ## Run the end-to-end tests in the lab
 	go test -json -tags e2e -count 1 -p 1 -timeout 25m ./test/e2e/... ./test/lab ./test/soak | go run ./test/tally -append $(DIST)/tally
