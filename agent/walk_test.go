@@ -135,9 +135,8 @@ func (w *walk) step(t *testing.T) string {
 		w.remove(t, "broker", backends)
 		return "no " + backends.Name
 	case 2:
-		for _, port := range []v1alpha1.BackendPort{{Name: "http", Protocol: "TCP", Port: 8080}, {Name: "admin", Protocol: "TCP", Port: 8081}}[r.IntN(2):] {
-			backends.Spec.Ports = append(backends.Spec.Ports, port)
-		}
+		ports := []v1alpha1.BackendPort{{Name: "http", Protocol: "TCP", Port: 8080}, {Name: "admin", Protocol: "TCP", Port: 8081}}
+		backends.Spec.Ports = append(backends.Spec.Ports, ports[r.IntN(2):]...)
 		for i := range r.IntN(3) {
 			ready := r.IntN(3) > 0
 			backends.Spec.Backends = append(backends.Spec.Backends, v1alpha1.Backend{Addresses: []string{fmt.Sprintf("10.%s.1.%d", cluster[1:], 1+i)}, Ready: &ready})
