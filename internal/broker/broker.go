@@ -113,11 +113,12 @@ type Broker struct {
 	lease     *renewal
 	sources   []*source
 	connected atomic.Bool
-	losses    atomic.Int64 // how often the broker went away
+	losses    atomic.Int64 // how often the broker went away, or could not be reached by one of us
 
 	// Used by probe alone.
 	revision uint64    // the highest that the broker told of
 	renew    time.Time // when the Lease is next to be renewed
+	handled  int64     // losses that were followed by what has to follow
 }
 
 // Times of a connection.
@@ -146,7 +147,10 @@ func New(config *rest.Config, namespace string, scheme *runtime.Scheme, poke fun
 //
 // A watch that goes on where an earlier one ended is no good after the broker was restored from a backup: its versions begin
 // again at an earlier one, and the API server waits for those that the watch has not seen yet, and tells of nothing meanwhile.
-// Nor does any error say so. So all is listed anew when the broker was away and when its versions went back.
+// Nor does any error say so. So all is listed anew when the broker was away and when its versions went back. A probe alone does not
+// see it away: client-go asks again where a connection breaks, and a broker that was restored and started within seconds is there for
+// the second attempt, with versions that are soon above those that the probe knew. The watches break with the server, though, and who
+// reconnects them is refused: one attempt that no server answers is a loss as good as a probe's.
 func (b *Broker) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
@@ -196,7 +200,9 @@ func (b *Broker) probeOnce(ctx context.Context) {
 		restored = revision < b.revision
 		b.revision = revision
 	}
-	back := !before && b.losses.Load() > 0
+	losses := b.losses.Load()
+	back := losses > b.handled
+	b.handled = losses
 	if back || restored || time.Now().After(b.renew) {
 		another, err := b.lease.renew(ctx, time.Now())
 		restored = restored || another
@@ -206,7 +212,7 @@ func (b *Broker) probeOnce(ctx context.Context) {
 		}
 	}
 	for _, source := range b.sources {
-		if restored || back && source.listed.Load() < b.losses.Load() {
+		if restored || back && source.listed.Load() < losses {
 			source.relist()
 		}
 	}
@@ -285,7 +291,7 @@ func (s *source) ListWithContext(ctx context.Context, options metav1.ListOptions
 	s.asked = s.losses.Load()
 	list := s.list()
 	if err := s.client.List(ctx, list, s.options(options)); err != nil {
-		return nil, err
+		return nil, s.failed(ctx, err)
 	}
 	return list, nil
 }
@@ -298,7 +304,20 @@ func (s *source) Watch(options metav1.ListOptions) (watch.Interface, error) {
 // WatchWithContext is Watch within a context.
 func (s *source) WatchWithContext(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 	s.asked = s.losses.Load()
-	return s.client.Watch(ctx, s.list(), s.options(options))
+	w, err := s.client.Watch(ctx, s.list(), s.options(options))
+	if err != nil {
+		return nil, s.failed(ctx, err)
+	}
+	return w, nil
+}
+
+// failed counts an error that is no answer of an API server, as a loss of the broker.
+func (s *source) failed(ctx context.Context, err error) error {
+	var answered apierrors.APIStatus
+	if ctx.Err() == nil && !errors.As(err, &answered) {
+		s.losses.Add(1)
+	}
+	return err
 }
 
 func (s *source) options(raw metav1.ListOptions) *client.ListOptions {
