@@ -77,14 +77,14 @@ func (all questions) small() questions {
 }
 
 // check asks each question once, by UDP.
-func (all questions) check(server string) error {
+func (all questions) check(server string, patience time.Duration) error {
 	c, err := net.Dial("udp", server)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	for _, q := range all {
-		if err := q.ask(c, 2*time.Second); err != nil {
+		if err := q.ask(c, patience); err != nil {
 			return err
 		}
 	}

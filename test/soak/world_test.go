@@ -252,7 +252,7 @@ func serve(t *testing.T, kubeconfig string, pinned bool, more ...string) *server
 		dns:     net.JoinHostPort(ip, port), corefile: filepath.Join(dir, "Corefile"),
 		metrics: "http://" + metrics + "/metrics", pprof: "http://" + pprof + "/debug/pprof/",
 	}
-	dnsserver.Eventually(t, patience, func() error { return everything.check(s.dns) })
+	dnsserver.Eventually(t, patience, func() error { return everything.check(s.dns, 2*time.Second) })
 	return s
 }
 

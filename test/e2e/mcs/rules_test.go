@@ -396,7 +396,7 @@ func conflicts(t *testing.T, w *world) {
 			func(i *mcsv1beta1.ServiceImport) bool {
 				return len(i.Spec.Ports) == 2 && i.Spec.Ports[0].Name == "http" && i.Spec.Ports[1].Name == "admin"
 			}},
-		{"TypeConflict", headless, asIs, plain, plain, "type", "Headless", "c1 (ClusterSetIP)",
+		{"TypeConflict", headlessIn(w), asIs, plain, plain, "type", "Headless", "c1 (ClusterSetIP)",
 			func(i *mcsv1beta1.ServiceImport) bool {
 				return i.Spec.Type == mcsv1beta1.Headless && len(i.Spec.IPs) == 0
 			}},
@@ -425,7 +425,7 @@ func conflicts(t *testing.T, w *world) {
 		{"AnnotationsConflict", asIs, asIs, plain, annotations, "exportedAnnotations", "none", `c1 (a="b")`,
 			func(i *mcsv1beta1.ServiceImport) bool { return i.Annotations["a"] == "" }},
 		// Two at once, joined by a comma and no space.
-		{"TypeConflict,LabelsConflict", headless, asIs, plain, someLabels, "type", "Headless", "c1 (ClusterSetIP)",
+		{"TypeConflict,LabelsConflict", headlessIn(w), asIs, plain, someLabels, "type", "Headless", "c1 (ClusterSetIP)",
 			func(i *mcsv1beta1.ServiceImport) bool {
 				return i.Spec.Type == mcsv1beta1.Headless && i.Labels["a"] == ""
 			}},
@@ -466,12 +466,7 @@ func conflicts(t *testing.T, w *world) {
 func equalAge(t *testing.T, w *world) {
 	e := w.scene(t)
 	e.service("c1")
-	// Without a selector, a headless Service has both families even in a cluster that has one: that would be a conflict besides.
-	kind := []changeService{headless}
-	if !w.dual {
-		kind = append(kind, onlyOf(corev1.IPv4Protocol))
-	}
-	e.service("c2", kind...)
+	e.service("c2", headlessIn(w))
 	eventually(t, "two exports of one second", func(context.Context) error {
 		second, first := e.export("c2"), e.export("c1")
 		if second.CreationTimestamp.Equal(&first.CreationTimestamp) {
@@ -834,6 +829,17 @@ func familyConflict(t *testing.T, w *world) {
 func onlyOf(family corev1.IPFamily) changeService {
 	return func(s *corev1.Service) {
 		s.Spec.IPFamilyPolicy, s.Spec.IPFamilies = ptr(corev1.IPFamilyPolicySingleStack), []corev1.IPFamily{family}
+	}
+}
+
+// headlessIn makes a Service headless, with the families that others have there. Without a selector it would have both even in a cluster
+// that has one: that would be a conflict besides.
+func headlessIn(w *world) changeService {
+	return func(s *corev1.Service) {
+		headless(s)
+		if !w.dual {
+			onlyOf(corev1.IPv4Protocol)(s)
+		}
 	}
 }
 
