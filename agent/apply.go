@@ -389,6 +389,9 @@ func put[T client.Object](ctx context.Context, r *round, observed map[client.Obj
 			continue
 		}
 		changed = changed.DeepCopyObject().(T) // the answer is decoded into it, and it shares parts with the plan
+		// Nobody else writes what is ours, so nobody needs to know who wrote which field, which an API server works out at each write, keeps,
+		// and sends to every watcher. One empty entry has it forget.
+		changed.SetManagedFields([]metav1.ManagedFieldsEntry{{}})
 		r.stamp(changed, have)
 		if r.do(ctx, "update", changed, func(ctx context.Context) error { return r.writer.Update(ctx, changed) }) {
 			r.note(name, have.GetResourceVersion(), changed)

@@ -62,7 +62,7 @@ func (g *Ground) Build(ctx context.Context, commands ...string) error {
 	if err != nil {
 		return err
 	}
-	build := exec.CommandContext(ctx, "go", append([]string{"build", "-ldflags", "-s -w", "-o", g.Binary("") + "/"}, commands...)...)
+	build := exec.CommandContext(ctx, "go", append([]string{"build", "-o", g.Binary("") + "/"}, commands...)...)
 	build.Dir = root
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
