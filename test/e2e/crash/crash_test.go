@@ -25,6 +25,7 @@ import (
 
 	"github.com/go-logr/logr"
 	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/miekg/dns"
 	"github.com/rogpeppe/go-internal/txtar"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -50,15 +51,17 @@ var (
 )
 
 const (
-	// patience is the longest that a state may take to come, on a machine that does a lot else. How long it took is printed.
+	// patience is the longest that a state may take to come where nobody was killed, on a machine that does a lot else.
 	patience = time.Minute
+	// recovery is the longest from a kill until all is as it would be without.
+	recovery = 5 * time.Second
 	golden   = "testdata/story.txtar"
 )
 
 // TestKilledAtEveryWrite tells a story of exports, changes and withdrawals in two clusters, again and again. In the n-th telling c1's
-// agent, a real process, is killed when its n-th write has been answered, and started anew. After each step both clusters and the
-// broker must come to be as they are when nobody is killed. Meanwhile no slice may get an address that nobody offers, and no
-// ServiceImport may name an address that no derived Service has.
+// agent, a real process, is killed when its n-th write has been answered, and started anew. After each step both clusters, their DNS and the
+// broker must come to be as they are when nobody is killed, within recovery of the kill. Meanwhile no slice and no answer of DNS may get
+// an address that nobody offers, and no ServiceImport may name an address that no derived Service has.
 func TestKilledAtEveryWrite(t *testing.T) {
 	ctrllog.SetLogger(logr.Discard()) // else it asks for one, with a stack
 	w := newWorld(t)
@@ -95,6 +98,9 @@ func TestKilledAtEveryWrite(t *testing.T) {
 		}
 		kills++
 		slowest = max(slowest, took)
+		if took > recovery {
+			t.Errorf("killed after write %d, all as it should be %v later, want at most %v", n, took.Round(time.Millisecond), recovery)
+		}
 		t.Logf("killed after write %d, all as it should be %v later", n, took.Round(time.Millisecond))
 	}
 	t.Logf("killed %d times; the longest from a kill until all was as it should be: %v", kills, slowest.Round(time.Millisecond))
@@ -144,11 +150,13 @@ type world struct {
 
 	mu      sync.Mutex
 	offered map[string]map[string]bool // addresses by namespace
+	telling string                     // the namespace of the telling that goes on
 }
 
 type cluster struct {
 	client.WithWatch
 	kubeconfig, broker string // paths; broker's has the namespace of this member
+	dns                string // address of its DNS server
 	agent              *process
 	held               map[client.ObjectKey][]string // addresses by slice, as the watch has told
 }
@@ -199,8 +207,18 @@ func newWorld(t *testing.T) *world {
 			Spec:       v1alpha1.ClusterSetSpec{Name: "demo", Members: []v1alpha1.Member{{ClusterID: "c1", Namespace: "fastnet-c1"}, {ClusterID: "c2", Namespace: "fastnet-c2"}}},
 		}))
 	})
-	for id := range w.clusters {
+	program := w.buildDNS()
+	for id, c := range w.clusters {
+		c.dns = w.serveDNS(id, program)
 		w.follow(id)
+		w.eventually(id+"'s DNS answers", func() error {
+			_, none, err := asked(c.dns, "web", "nowhere", dns.TypeA)
+			if err == nil && none != "NXDOMAIN" {
+				err = errors.New(none)
+			}
+			return err
+		})
+		w.listen(id)
 	}
 	return w
 }
@@ -289,6 +307,7 @@ func (w *world) tell(namespace, failpoint string) (took time.Duration, killed bo
 	agent := w.clusters["c1"].agent
 	w.mu.Lock()
 	w.offered[namespace] = map[string]bool{}
+	w.telling = namespace
 	w.mu.Unlock()
 	for _, c := range w.clusters {
 		w.namespace(c, namespace)
@@ -650,6 +669,9 @@ func (w *world) shown(ns string) (string, error) {
 				line("Endpoint of %s", e.Spec.ClusterID)
 			}
 		}
+		answers, err := w.answers(id, ns, called)
+		problems = append(problems, err)
+		lines = append(lines, answers...)
 		if id == "c1" {
 			lines = append(lines, w.published(ns, called, &problems)...)
 		}
