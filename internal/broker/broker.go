@@ -118,7 +118,7 @@ type Broker struct {
 	// Used by probe alone.
 	revision uint64    // the highest that the broker told of
 	renew    time.Time // when the Lease is next to be renewed
-	handled  int64     // losses that were followed by what has to follow
+	handled  int64     // losses that the Lease was renewed after
 }
 
 // Times of a connection.
@@ -147,10 +147,13 @@ func New(config *rest.Config, namespace string, scheme *runtime.Scheme, poke fun
 //
 // A watch that goes on where an earlier one ended is no good after the broker was restored from a backup: its versions begin
 // again at an earlier one, and the API server waits for those that the watch has not seen yet, and tells of nothing meanwhile.
-// Nor does any error say so. So all is listed anew when the broker was away and when its versions went back. A probe alone does not
-// see it away: client-go asks again where a connection breaks, and a broker that was restored and started within seconds is there for
-// the second attempt, with versions that are soon above those that the probe knew. The watches break with the server, though, and who
-// reconnects them is refused: one attempt that no server answers is a loss as good as a probe's.
+// Nor does any error say so. So what was listed before the broker was away, or before its versions went back, is listed anew.
+//
+// A probe alone does not see it away: client-go asks again where a connection breaks, and a broker that was restored and started within
+// seconds is there for the second attempt, with versions that are soon above those that the probe knew. The watches break with the
+// server, though, and who reconnects them is refused: one attempt that no server answers is a loss as good as a probe's. A watch that
+// lasts is proof that the server did: whoever has one lists nothing anew, or a broker with too much to do, which answers probes late,
+// would be asked for everything by everybody.
 func (b *Broker) Run(ctx context.Context) error {
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
@@ -201,18 +204,16 @@ func (b *Broker) probeOnce(ctx context.Context) {
 		b.revision = revision
 	}
 	losses := b.losses.Load()
-	back := losses > b.handled
-	b.handled = losses
-	if back || restored || time.Now().After(b.renew) {
+	if restored || losses > b.handled || time.Now().After(b.renew) {
 		another, err := b.lease.renew(ctx, time.Now())
 		restored = restored || another
 		var refused apierrors.APIStatus
 		if err == nil || errors.As(err, &refused) {
-			b.renew = time.Now().Add(v1alpha1.RenewEvery)
+			b.renew, b.handled = time.Now().Add(v1alpha1.RenewEvery), losses
 		}
 	}
 	for _, source := range b.sources {
-		if restored || back && source.listed.Load() < losses {
+		if restored || source.watched.Load() > source.listed.Load() {
 			source.relist()
 		}
 	}
@@ -232,9 +233,9 @@ type source struct {
 	list   func() client.ObjectList
 	of     string // the name of the objects, "" for any
 
-	again  chan struct{} // asks for a fresh list
-	asked  int64         // how often the broker had been away when the reflector last asked; it asks one thing at a time
-	listed atomic.Int64  // how often it had been away when the last list was asked for
+	again chan struct{} // asks for a fresh list
+	// How often the broker had been away when the last list came, and when the last watch began.
+	listed, watched atomic.Int64
 }
 
 func newSources(b *Broker) []*source {
@@ -288,7 +289,6 @@ func (s *source) ListWithContext(ctx context.Context, options metav1.ListOptions
 	if options.ResourceVersion == "0" {
 		options.ResourceVersion = ""
 	}
-	s.asked = s.losses.Load()
 	list := s.list()
 	if err := s.client.List(ctx, list, s.options(options)); err != nil {
 		return nil, s.failed(ctx, err)
@@ -303,7 +303,7 @@ func (s *source) Watch(options metav1.ListOptions) (watch.Interface, error) {
 
 // WatchWithContext is Watch within a context.
 func (s *source) WatchWithContext(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-	s.asked = s.losses.Load()
+	s.watched.Store(s.losses.Load())
 	w, err := s.client.Watch(ctx, s.list(), s.options(options))
 	if err != nil {
 		return nil, s.failed(ctx, err)
@@ -355,8 +355,8 @@ func (s *source) Replace(list []any, _ string) error {
 			return err
 		}
 	}
+	s.listed.Store(s.losses.Load()) // the server was there until now, however long it took
 	s.Records.Replace(s.object, objects)
-	s.listed.Store(s.asked)
 	return nil
 }
 

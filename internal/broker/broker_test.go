@@ -110,23 +110,39 @@ func TestBrokerThatNoProbeMissedIsListedAnew(t *testing.T) {
 	for _, s := range b.sources {
 		listOnce(t, s)
 	}
-	watches := func(err error) {
+	watches := func(sources []*source, err error) {
 		failure = err
-		if w, err := b.sources[1].WatchWithContext(t.Context(), metav1.ListOptions{}); err == nil {
-			w.Stop()
+		for _, s := range sources {
+			if w, err := s.WatchWithContext(t.Context(), metav1.ListOptions{}); err == nil {
+				w.Stop()
+			}
 		}
+		failure = nil
 	}
+	one := b.sources[1:2]
 	for _, step := range []struct {
 		what string
-		err  error
+		do   func()
 		want int
 	}{
-		{"nothing", nil, 0},
-		{"a watch that nobody answers", syscall.ECONNREFUSED, len(b.sources)},
-		{"nothing since", nil, 0},
-		{"an API server that refuses", apierrors.NewForbidden(schema.GroupResource{}, "", nil), 0},
+		{"nothing", func() { watches(b.sources, nil) }, 0},
+		{"a watch that nobody answers, and the others go on", func() { watches(one, syscall.ECONNREFUSED) }, 0},
+		{"that watch again", func() { watches(one, nil) }, 1},
+		{"nothing since", func() { watches(one, nil) }, 0},
+		{"an API server that refuses", func() {
+			watches(b.sources, apierrors.NewForbidden(schema.GroupResource{}, "", nil))
+			watches(b.sources, nil)
+		}, 4}, // those that had not been watched anew since the loss
+		{"and again", func() {
+			watches(b.sources, apierrors.NewForbidden(schema.GroupResource{}, "", nil))
+			watches(b.sources, nil)
+		}, 0},
+		{"no watch could be had", func() {
+			watches(b.sources, syscall.ECONNREFUSED)
+			watches(b.sources, nil)
+		}, len(b.sources)},
 	} {
-		watches(step.err)
+		step.do()
 		if got := relisted(); got != step.want || !b.Connected() {
 			t.Errorf("%s: %d kinds are listed anew, want %d; connected: %t", step.what, got, step.want, b.Connected())
 		}
