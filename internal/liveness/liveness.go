@@ -34,7 +34,8 @@ const (
 	upOf, upFrom = 12, 20
 
 	// A probe is missed when it has no answer after the round-trip time and grace, which is what a busy processor may need.
-	// Later answers count when they come, so jitter beyond that does no harm. While the time is not known it is strangeRTT.
+	// Later answers count when they come, so jitter beyond that does no harm. While the time is not known it is strangeRTT, or
+	// what the first answer took.
 	grace      = 25 * time.Millisecond
 	strangeRTT = time.Second
 
@@ -68,6 +69,8 @@ type Path struct {
 	answered time.Time         // when the last answer came, or could first have come
 
 	rtt time.Duration
+	// first is how long the answer took that brought the path up, with the wait for a handshake maybe.
+	first time.Duration
 }
 
 type probe struct {
@@ -148,9 +151,9 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 	if slow {
 		p.next = now
 	}
-	if p.state == Unknown || p.state == Down && p.recovered(now) {
+	if p.state == Unknown || p.state == Down && p.recovered(sequence, now) {
 		p.set(Up, now)
-		p.rtt = 0
+		p.rtt, p.first = 0, now.Sub(probe.sent)
 		return true
 	}
 	return false
@@ -158,7 +161,7 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 
 // Loss is the share of the remembered probes that were missed, 0 to 1.
 func (p *Path) Loss(now time.Time) float64 {
-	answered, decided := p.count(remembered, time.Time{}, now)
+	answered, decided := p.count(p.sent, remembered, time.Time{}, now)
 	if decided == 0 {
 		return 0
 	}
@@ -178,7 +181,7 @@ func (p *Path) probe(sequence uint64) *probe {
 // overdue is the time before which a probe must have gone out to be missed.
 func (p *Path) overdue(now time.Time) time.Time {
 	if p.rtt == 0 {
-		return now.Add(-strangeRTT)
+		return now.Add(-max(strangeRTT, p.first))
 	}
 	return now.Add(-p.rtt - grace)
 }
@@ -205,10 +208,10 @@ func (p *Path) missed(now time.Time) (missed int) {
 	return missed
 }
 
-// count looks at the latest probes that are decided, answered or missed, as many as are wanted and not older than that.
-func (p *Path) count(wanted int, oldest, now time.Time) (answered, decided int) {
+// count looks, from one probe back, at those that are decided, answered or missed, as many as are wanted and not older than that.
+func (p *Path) count(from uint64, wanted int, oldest, now time.Time) (answered, decided int) {
 	overdue := p.overdue(now)
-	for n := p.sent; decided < wanted; n-- {
+	for n := from; decided < wanted; n-- {
 		probe := p.probe(n)
 		if probe == nil || probe.sent.Before(oldest) {
 			break
@@ -224,8 +227,11 @@ func (p *Path) count(wanted int, oldest, now time.Time) (answered, decided int) 
 	return answered, decided
 }
 
-// recovered: most of the latest probes, none of them from before the path went down, were answered.
-func (p *Path) recovered(now time.Time) bool {
-	answered, decided := p.count(upFrom, p.since, now)
+// recovered: of the probes up to the one that was just answered, none of them from before the path went down, most were answered. Later ones
+// are under way, for as long as this one was: the round-trip time from before says nothing of a path that comes back, which may
+// be another way, or lead to somebody who is busy. By that time a path that has become 430 ms slower would have missed half of them,
+// always.
+func (p *Path) recovered(latest uint64, now time.Time) bool {
+	answered, decided := p.count(latest, upFrom, p.since, now)
 	return decided == upFrom && answered >= upOf
 }

@@ -114,7 +114,7 @@ func TestTenPercentLossChangesNothing(t *testing.T) {
 		w := newWorld(seed).loss(0.1)
 		w.run(10 * time.Minute)
 		w.expect(t, Up, 1)
-		a, d := w.path.count(remembered, time.Time{}, w.now)
+		a, d := w.path.count(w.path.sent, remembered, time.Time{}, w.now)
 		answered, sent = answered+a, sent+d
 	}
 	if loss := 1 - float64(answered)/float64(sent); math.Abs(loss-0.19) > 0.02 {
@@ -135,6 +135,27 @@ func TestItComesBackDespiteLoss(t *testing.T) {
 		w.expect(t, Up, 3)
 		if took := w.path.Since().Sub(back); took < 10*Pace || took > 2*time.Second {
 			t.Errorf("seed %d: up again after %s", seed, took)
+		}
+	}
+}
+
+// A path may come back as another way, or its other end be busy: how long answers took before must not keep it down.
+func TestItComesBackSlower(t *testing.T) {
+	for _, rtt := range []time.Duration{50 * time.Millisecond, 400 * time.Millisecond, 600 * time.Millisecond, 2 * time.Second} {
+		for seed := range uint64(100) {
+			w := newWorld(seed).loss(0.1)
+			w.run(time.Second)
+			w.dead = true
+			w.run(time.Duration(1+w.random.IntN(20)) * time.Second)
+			w.expect(t, Down, 2)
+			w.dead, w.rtt = false, func() time.Duration { return rtt }
+			w.run(5*time.Second + rtt)
+			w.expect(t, Up, 3)
+			w.run(time.Minute)
+			w.expect(t, Up, 3)
+			if is := w.path.RTT(); is < rtt-time.Millisecond || is > rtt+time.Millisecond {
+				t.Errorf("round-trip time %s was measured as %s", rtt, is)
+			}
 		}
 	}
 }
