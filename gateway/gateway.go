@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -31,6 +32,7 @@ import (
 	"github.com/fastnet-io/fastnet/internal/cables"
 	"github.com/fastnet-io/fastnet/internal/converge"
 	"github.com/fastnet-io/fastnet/internal/debug"
+	"github.com/fastnet-io/fastnet/internal/kept"
 	"github.com/fastnet-io/fastnet/internal/kube"
 	"github.com/fastnet-io/fastnet/internal/netstate"
 	"github.com/fastnet-io/fastnet/internal/uninstall"
@@ -70,7 +72,7 @@ type Config struct {
 	NodeProbePort uint16
 	// Port (UDP) is the first of those at which peers are awaited, each at one of its own.
 	Port uint16
-	// StateDir holds the private key, and the peers' ports.
+	// StateDir holds the private key, the peers' ports, and what was last known.
 	StateDir string
 	// Addresses for peers; empty takes those of the Node.
 	Addresses   []string
@@ -158,12 +160,13 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	api, err := client.New(config, client.Options{Scheme: scheme})
+	api, err := client.New(config, client.Options{Scheme: scheme, Mapper: kube.Mapper()})
 	if err != nil {
 		return fmt.Errorf("client: %w", err)
 	}
 	objects, err := cache.New(config, cache.Options{
 		Scheme:                      scheme,
+		Mapper:                      kube.Mapper(),
 		ReaderFailOnMissingInformer: true,
 		ByObject: map[client.Object]cache.ByObject{
 			&v1alpha1.Endpoint{}: {Namespaces: map[string]cache.Config{v1alpha1.Namespace: {}}},
@@ -183,6 +186,7 @@ func Run(ctx context.Context, c Config) error {
 	if g.ports, err = loadPorts(g.portsFile()); err != nil {
 		c.Log.Error("peers are told new ports", "error", err)
 	}
+	g.recall()
 	c.Log.Info("gateway starts", "cluster", c.ClusterID, "node", c.Node, "prefixes", prefixes, "driver", c.Driver, "port", c.Port)
 
 	// When it is told to stop the gateway first has the traffic moved away.
@@ -208,8 +212,8 @@ func Run(ctx context.Context, c Config) error {
 		return nil
 	})
 	group.Go(func() error {
-		// Not one cable is touched before all that is known has arrived: what an earlier process has made stays.
-		if objects.WaitForCacheSync(running) {
+		// Not one cable is touched before all that is known has arrived, or was recalled: what an earlier process has made stays.
+		if g.wait(running, objects.WaitForCacheSync, loop.Poke) {
 			loop.Run(running)
 		}
 		return nil
@@ -237,7 +241,8 @@ func part(config *rest.Config, c Config, driver cable.Driver, api client.Client)
 	if err := forget(ctx, api, c); err != nil {
 		c.Log.Info("objects could not be removed", "error", err)
 	}
-	return errors.Join(driver.Remove(ctx), removeFiles(portsFile(c.StateDir, EndpointName(c.ClusterID, c.Node))))
+	name := EndpointName(c.ClusterID, c.Node)
+	return errors.Join(driver.Remove(ctx), removeFiles(portsFile(c.StateDir, name), knownFile(c.StateDir, name)))
 }
 
 // removeFiles whose absence is no error.
@@ -276,7 +281,11 @@ func Cleanup(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("find ports: %w", err)
 	}
-	files := append(keys, ports...)
+	known, err := filepath.Glob(knownFile(c.StateDir, name))
+	if err != nil {
+		return fmt.Errorf("find what is known: %w", err)
+	}
+	files := slices.Concat(keys, ports, known)
 	if err := errors.Join(newDriver(keyFile(c.StateDir, name), c.Log).Remove(ctx), removeFiles(files...)); err != nil {
 		return err
 	}
@@ -296,13 +305,16 @@ type gateway struct {
 	traffic   traffic
 	view      chan struct{} // the view for nodes may have changed
 	mtu       func(peer []netip.Addr) int
+	answered  atomic.Bool // the API server has, once
 
 	// Only the loop's round touches these.
-	ports   Ports
-	node    nodeFacts
-	seeded  bool
-	written v1alpha1.GatewayStatus // as the API server has it
-	writeAt time.Time
+	known    *kept.File
+	recalled []v1alpha1.Endpoint // count until the API server has answered
+	ports    Ports
+	node     nodeFacts
+	seeded   bool
+	written  v1alpha1.GatewayStatus // as the API server has it
+	writeAt  time.Time
 
 	mu   sync.Mutex // guards last
 	last outcome
@@ -330,18 +342,29 @@ type outcome struct {
 
 func newGateway(c Config, prefixes []netip.Prefix, addresses []netip.Addr, driver cable.Driver, api client.Client, objects client.Reader) *gateway {
 	return &gateway{config: c, prefixes: prefixes, addresses: addresses, driver: driver, api: api, objects: objects, mtu: underlayMTU,
-		view: make(chan struct{}, 1)}
+		known: kept.At(knownFile(c.StateDir, EndpointName(c.ClusterID, c.Node))), view: make(chan struct{}, 1)}
 }
 
 // round makes cables first and talks about them after: the API server may be away.
 func (g *gateway) round(ctx context.Context) error {
-	now := time.Now()
-	nodeErr := g.readNode(ctx)
+	now, answered := time.Now(), g.answered.Load()
+	var nodeErr error
+	if answered {
+		nodeErr = g.readNode(ctx)
+	}
 	if !g.node.known {
 		return g.ended(outcome{at: now, err: nodeErr})
 	}
-	g.seed(ctx)
-	snapshot, err := g.snapshot(ctx, now)
+	g.traffic.drainNode(g.node.drain)
+	g.sayDraining()
+	if answered {
+		g.seed(ctx)
+	}
+	endpoints, err := g.endpoints(ctx, answered)
+	if err != nil {
+		return g.ended(outcome{at: now, err: errors.Join(nodeErr, err)})
+	}
+	snapshot, err := g.snapshot(endpoints, now)
 	if err != nil {
 		return g.ended(outcome{at: now, err: errors.Join(nodeErr, err)})
 	}
@@ -364,11 +387,15 @@ func (g *gateway) round(ctx context.Context) error {
 		g.tellNodes()
 	}
 	status := status(desired, report, g.prober.health(), g.config.Driver, g.traffic.state(), now)
+	if !answered {
+		return g.ended(outcome{at: now, desired: desired, report: report, status: status, attempts: snapshot.Attempts, err: errors.Join(applyErr, reportErr)})
+	}
+	keepErr := g.keep(endpoints)
 	publishErr := g.publish(ctx, desired.Endpoint)
 	statusErr := g.writeStatus(ctx, status, now)
 	return g.ended(outcome{
 		at: now, desired: desired, report: report, status: status, attempts: snapshot.Attempts,
-		err: errors.Join(applyErr, reportErr, nodeErr, publishErr, statusErr), done: applyErr == nil && reportErr == nil && publishErr == nil,
+		err: errors.Join(applyErr, reportErr, nodeErr, keepErr, publishErr, statusErr), done: applyErr == nil && reportErr == nil && publishErr == nil,
 	})
 }
 
@@ -407,8 +434,6 @@ func (g *gateway) readNode(ctx context.Context) error {
 		facts.clusterUID = string(namespace.UID)
 	}
 	g.node = facts
-	g.traffic.drainNode(facts.drain)
-	g.sayDraining()
 	return nil
 }
 
@@ -460,19 +485,15 @@ func (g *gateway) seed(ctx context.Context) {
 	g.seeded = true
 }
 
-func (g *gateway) snapshot(ctx context.Context, now time.Time) (Snapshot, error) {
+func (g *gateway) snapshot(endpoints []v1alpha1.Endpoint, now time.Time) (Snapshot, error) {
 	key, err := g.driver.PublicKey()
 	if err != nil {
 		return Snapshot{}, err
 	}
-	var endpoints v1alpha1.EndpointList
-	if err := g.objects.List(ctx, &endpoints, client.InNamespace(v1alpha1.Namespace)); err != nil {
-		return Snapshot{}, fmt.Errorf("list endpoints: %w", err)
-	}
 	s := Snapshot{
 		ClusterID: g.config.ClusterID, ClusterUID: g.node.clusterUID, Node: g.config.Node, Prefixes: g.prefixes,
 		Addresses: g.addresses, Ports: g.ports, BasePort: g.config.Port, Now: now, Driver: g.config.Driver, PublicKey: key,
-		Endpoints: endpoints.Items, Overhead: wireguard.Overhead, UnderlayMTU: map[string]int{}, Attempts: map[string]int{},
+		Endpoints: endpoints, Overhead: wireguard.Overhead, UnderlayMTU: map[string]int{}, NoRoute: map[netip.Addr]bool{}, Attempts: map[string]int{},
 	}
 	if len(s.Addresses) == 0 {
 		s.Addresses = g.node.addresses
@@ -480,11 +501,12 @@ func (g *gateway) snapshot(ctx context.Context, now time.Time) (Snapshot, error)
 	for endpoint, health := range g.prober.health() {
 		s.Attempts[endpoint] = health.Attempts
 	}
-	for _, endpoint := range endpoints.Items {
+	for _, endpoint := range endpoints {
 		var peer []netip.Addr
 		for _, text := range endpoint.Spec.Addresses {
 			if addr, err := netip.ParseAddr(text); err == nil {
 				peer = append(peer, addr)
+				s.NoRoute[addr] = !hasRoute(addr)
 			}
 		}
 		s.UnderlayMTU[endpoint.Name] = g.mtu(peer)

@@ -32,6 +32,8 @@ type Snapshot struct {
 	UnderlayMTU map[string]int
 	// Overhead of the driver in bytes.
 	Overhead int
+	// NoRoute are addresses of peers to which this node has no route, maybe since its link was down.
+	NoRoute map[netip.Addr]bool
 	// Attempts is, by Endpoint, how many times in a row an address of it was tried without an answer.
 	Attempts map[string]int
 }
@@ -89,8 +91,12 @@ func Plan(s Snapshot) Desired {
 				problem("MTU %d towards %s leaves %d in the tunnel, less than IPv6 needs (%d)", s.UnderlayMTU[remote.Name], remote.Name, peer.MTU, minMTU)
 			}
 			// Who has not told yet at which port we are awaited may come to us.
-			if n := len(remote.Addresses); n > 0 && remote.Ports[s.name()] != 0 {
-				peer.Address = netip.AddrPortFrom(remote.Addresses[s.Attempts[remote.Name]%n], remote.Ports[s.name()])
+			addresses := slices.DeleteFunc(slices.Clone(remote.Addresses), func(a netip.Addr) bool { return s.NoRoute[a] })
+			if len(addresses) == 0 {
+				addresses = remote.Addresses
+			}
+			if n := len(addresses); n > 0 && remote.Ports[s.name()] != 0 {
+				peer.Address = netip.AddrPortFrom(addresses[s.Attempts[remote.Name]%n], remote.Ports[s.name()])
 			}
 			desired.Cables.Peers = append(desired.Cables.Peers, peer)
 		}

@@ -1,15 +1,14 @@
 package gateway
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/fastnet-io/fastnet/internal/kept"
 )
 
 // Ports are the UDP ports at which peers are awaited, by the names of their Endpoints. They are kept on the node: a peer
@@ -70,31 +69,15 @@ func portsFile(stateDir, gateway string) string {
 // loadPorts reads what an earlier process kept. A file that cannot be read is no reason to have no cables: peers are then told
 // other ports.
 func loadPorts(path string) (Ports, error) {
-	text, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return Ports{}, nil
-	}
 	ports := Ports{}
-	if err == nil {
-		err = json.Unmarshal(text, &ports)
-	}
-	if err != nil {
+	if _, err := kept.At(path).Read(&ports); err != nil {
 		return Ports{}, fmt.Errorf("ports: %w", err)
 	}
 	return ports, nil
 }
 
-// savePorts in one step: a crash leaves the old file or the new one.
 func savePorts(path string, ports Ports) error {
-	text, err := json.Marshal(ports)
-	if err != nil {
-		return fmt.Errorf("ports: %w", err)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("ports: %w", err)
-	}
-	temporary := path + ".new"
-	if err := errors.Join(os.WriteFile(temporary, append(text, '\n'), 0o600), os.Rename(temporary, path)); err != nil {
+	if err := kept.At(path).Write(ports); err != nil {
 		return fmt.Errorf("ports: %w", err)
 	}
 	return nil

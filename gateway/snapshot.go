@@ -38,3 +38,9 @@ func underlayMTU(addresses []netip.Addr) int {
 	}
 	return least
 }
+
+// hasRoute says whether this node can send to an address at all.
+func hasRoute(address netip.Addr) bool {
+	_, err := netlink.RouteGet(address.AsSlice())
+	return err == nil
+}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -23,6 +24,7 @@ import (
 	"github.com/fastnet-io/fastnet/internal/cables"
 	"github.com/fastnet-io/fastnet/internal/converge"
 	"github.com/fastnet-io/fastnet/internal/debug"
+	"github.com/fastnet-io/fastnet/internal/kept"
 	"github.com/fastnet-io/fastnet/internal/kube"
 	"github.com/fastnet-io/fastnet/internal/netstate"
 	"github.com/fastnet-io/fastnet/internal/nodeprobe"
@@ -54,6 +56,8 @@ type Config struct {
 	Prefixes    []string
 	Mode        Mode
 	HTTPAddress string
+	// StateDir holds what was last known.
+	StateDir string
 	// ProbePort (UDP) at which gateways answer nodes.
 	ProbePort uint16
 	Log       *slog.Logger
@@ -76,6 +80,9 @@ func (c Config) Validate() error {
 	}
 	if !slices.Contains([]Mode{ModeAuto, ModeDirect, ModeTunnel}, c.Mode) {
 		problems = append(problems, fmt.Errorf("--mode %q is not auto, direct or tunnel", c.Mode))
+	}
+	if c.StateDir == "" {
+		problems = append(problems, errors.New("--state-dir is empty"))
 	}
 	if c.ProbePort == 0 {
 		problems = append(problems, errors.New("--node-probe-port is 0"))
@@ -106,6 +113,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	objects, err := cache.New(config, cache.Options{
 		Scheme:                      scheme,
+		Mapper:                      kube.Mapper(),
 		ReaderFailOnMissingInformer: true,
 		ByObject: map[client.Object]cache.ByObject{
 			&v1alpha1.Endpoint{}: {Namespaces: map[string]cache.Config{v1alpha1.Namespace: {}}},
@@ -120,6 +128,7 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	agent := newAgent(c, prefixes, objects, tables)
+	agent.recall()
 	loop, err := converge.New(converge.Config{Name: "routes", Round: agent.round, Resync: resync, Backoff: backoff, Log: c.Log})
 	if err != nil {
 		return err
@@ -154,8 +163,8 @@ func Run(ctx context.Context, c Config) error {
 		}
 	})
 	group.Go(func() error {
-		// Not one route is touched before all that is known has arrived: what an earlier process has made stays.
-		if !objects.WaitForCacheSync(running) {
+		// Not one route is touched before all that is known has arrived, or was recalled: what an earlier process has made stays.
+		if !agent.wait(running, objects.WaitForCacheSync, loop.Poke) {
 			return nil
 		}
 		if other := tables.Other(); other != nil {
@@ -185,10 +194,10 @@ func part(config *rest.Config, c Config) error {
 		return nil
 	}
 	c.Log.Info("route agent is uninstalled", "reason", reason)
-	return Cleanup(ctx, c.Log)
+	return errors.Join(Cleanup(ctx, c.Log), removeKnown(c.StateDir, c.ClusterID+"."+c.Node))
 }
 
-// Cleanup takes everything away that a route agent has ever made on this node.
+// Cleanup takes everything away that a route agent has ever made in this node's kernel.
 func Cleanup(ctx context.Context, log *slog.Logger) error {
 	tables, err := netstate.NewTables(netstate.Detect(), ChainPrefix)
 	if err != nil {
@@ -265,6 +274,7 @@ type agent struct {
 	tables   *netstate.Tables
 	kernel   *netstate.Kernel
 	prober   *nodeprobe.Prober
+	answered atomic.Bool    // the API server has, once
 	noticed  chan time.Time // that the health of some path has changed, and when
 	metrics  *metrics
 
@@ -272,6 +282,9 @@ type agent struct {
 	// last word, whoever writes: a round or a failover.
 	paths sync.Mutex
 	known *Snapshot // of the last round, with what is in use now; nil before the first
+
+	file     *kept.File
+	recalled *known // counts until the API server has answered; nil where there is none
 
 	mu   sync.Mutex // guards last
 	last outcome
@@ -290,7 +303,7 @@ type outcome struct {
 
 func newAgent(c Config, prefixes []netip.Prefix, objects client.Reader, tables *netstate.Tables) *agent {
 	a := &agent{config: c, prefixes: prefixes, objects: objects, tables: tables, kernel: netstate.New(Scope, tables),
-		noticed: make(chan time.Time, 1)}
+		noticed: make(chan time.Time, 1), file: kept.At(knownFile(c.StateDir, c.ClusterID+"."+c.Node))}
 	a.prober = nodeprobe.NewProber(c.ProbePort, func() {
 		select {
 		case a.noticed <- time.Now():
@@ -303,20 +316,11 @@ func newAgent(c Config, prefixes []netip.Prefix, objects client.Reader, tables *
 
 func (a *agent) snapshot(ctx context.Context) (Snapshot, error) {
 	s := Snapshot{ClusterID: a.config.ClusterID, Node: a.config.Node, Prefixes: a.prefixes, Mode: a.config.Mode}
-	var endpoints v1alpha1.EndpointList
-	if err := a.objects.List(ctx, &endpoints, client.InNamespace(v1alpha1.Namespace)); err != nil {
-		return s, fmt.Errorf("list endpoints: %w", err)
+	k, err := a.cluster(ctx)
+	if err != nil {
+		return s, err
 	}
-	s.Endpoints = endpoints.Items
-	slices.SortFunc(s.Endpoints, func(a, b v1alpha1.Endpoint) int { return strings.Compare(a.Name, b.Name) })
-	var nodes corev1.NodeList
-	if err := a.objects.List(ctx, &nodes); err != nil {
-		return s, fmt.Errorf("list nodes: %w", err)
-	}
-	for i := range nodes.Items {
-		s.Nodes = append(s.Nodes, toNode(&nodes.Items[i]))
-	}
-	slices.SortFunc(s.Nodes, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
+	s.Endpoints, s.Nodes = k.Endpoints, k.Nodes
 	loosened, err := a.tables.Remembered()
 	if err != nil {
 		return s, err
@@ -326,6 +330,7 @@ func (a *agent) snapshot(ctx context.Context) (Snapshot, error) {
 
 func (a *agent) round(ctx context.Context) error {
 	start := time.Now()
+	answered := a.answered.Load()
 	snapshot, err := a.snapshot(ctx)
 	var changes []string
 	if err == nil {
@@ -335,10 +340,13 @@ func (a *agent) round(ctx context.Context) error {
 			more, restErr := a.kernel.ApplyRest(ctx, desired.State) // also when not all paths could be made: blackholes are here
 			changes, err = append(changes, more...), errors.Join(err, probeErr, restErr)
 		}
+		if answered {
+			err = errors.Join(err, a.file.Write(known{Endpoints: snapshot.Endpoints, Nodes: snapshot.Nodes}))
+		}
 	}
 	a.note(start, changes, err)
 	a.mu.Lock()
-	a.last.done = a.last.done || err == nil
+	a.last.done = a.last.done || answered && err == nil
 	desired := a.last.desired // a failover may have come since
 	a.mu.Unlock()
 	a.metrics.observe(time.Since(start), desired, len(changes), err)

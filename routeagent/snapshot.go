@@ -42,11 +42,11 @@ type Snapshot struct {
 
 // Node of this cluster.
 type Node struct {
-	Name string
+	Name string `json:"name"`
 	// Addresses are its InternalIPs, the primary first.
-	Addresses []netip.Addr
+	Addresses []netip.Addr `json:"addresses"`
 	// PodPrefixes are the ranges of its own pods, where the cluster assigns such.
-	PodPrefixes []netip.Prefix
+	PodPrefixes []netip.Prefix `json:"podPrefixes,omitempty"`
 }
 
 func (n Node) has(v6 bool) bool {

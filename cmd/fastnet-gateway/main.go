@@ -55,7 +55,7 @@ func command() *cobra.Command {
 	flags.Uint16Var(&config.NodeProbePort, "node-probe-port", nodeprobe.DefaultPort, "UDP port at which the nodes of this cluster are answered")
 	flags.StringSliceVar(&config.Addresses, "addresses", nil, "addresses of this node for peers (default: the Node's ExternalIPs and InternalIPs)")
 	flags.StringVar(&config.HTTPAddress, "http-address", ":9471", "address for /metrics, /healthz, /readyz and /debug/plan")
-	shared.StringVar(&config.StateDir, "state-dir", "/var/lib/fastnet", "directory that holds the private key and the peers' ports")
+	shared.StringVar(&config.StateDir, "state-dir", "/var/lib/fastnet", "directory that holds the private key, the peers' ports, and what was last known")
 	shared.TextVar(&level, "log-level", slog.LevelInfo, "least level logged: debug, info, warn or error")
 	root.AddCommand(&cobra.Command{
 		Use:   "cleanup",

@@ -53,6 +53,7 @@ func command() *cobra.Command {
 	flags.StringVar(&config.Node, "node", os.Getenv("NODE_NAME"), "name of this node (default: $NODE_NAME)")
 	flags.StringSliceVar(&config.Prefixes, "prefixes", nil, "pod and service CIDRs of this cluster, both families, comma separated")
 	flags.StringVar(&mode, "mode", string(routeagent.ModeAuto), "path to the gateway: auto, direct or tunnel")
+	root.PersistentFlags().StringVar(&config.StateDir, "state-dir", "/var/lib/fastnet", "directory that keeps what was last known, for a start without the API server")
 	flags.StringVar(&config.HTTPAddress, "http-address", ":9472", "address for /metrics, /healthz, /readyz and /debug/plan")
 	flags.Uint16Var(&config.ProbePort, "node-probe-port", nodeprobe.DefaultPort, "port (UDP) at which gateways answer the nodes' probes")
 	root.PersistentFlags().TextVar(&level, "log-level", slog.LevelInfo, "least level logged: debug, info, warn or error")
@@ -60,7 +61,9 @@ func command() *cobra.Command {
 		Use:   "cleanup",
 		Short: "Remove everything that a route agent has made on this node",
 		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return routeagent.Cleanup(cmd.Context(), config.Log) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return routeagent.CleanupAll(cmd.Context(), config.StateDir, config.Log)
+		},
 	})
 	return root
 }

@@ -5,12 +5,15 @@ package kube
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
@@ -35,6 +38,22 @@ func Scheme() (*runtime.Scheme, error) {
 	return scheme, nil
 }
 
+// Mapper knows the kinds that the daemons on nodes ask for. With it they need no API server to tell them what there is: theirs
+// may be away when they start.
+func Mapper() meta.RESTMapper {
+	mapper := meta.NewDefaultRESTMapper(nil)
+	add := func(group schema.GroupVersion, kind, plural string, scope meta.RESTScope) {
+		for _, kind := range []string{kind, kind + "List"} { // who lists asks by the list's kind
+			mapper.AddSpecific(group.WithKind(kind), group.WithResource(plural), group.WithResource(strings.ToLower(kind)), scope)
+		}
+	}
+	add(corev1.SchemeGroupVersion, "Node", "nodes", meta.RESTScopeRoot)
+	add(corev1.SchemeGroupVersion, "Namespace", "namespaces", meta.RESTScopeRoot)
+	add(v1alpha1.GroupVersion, "Endpoint", "endpoints", meta.RESTScopeNamespace)
+	add(v1alpha1.GroupVersion, "Gateway", "gateways", meta.RESTScopeNamespace)
+	return mapper
+}
+
 // Config is the client configuration from a kubeconfig file, or, where the path is empty, from the pod's service account.
 // The client-side rate limiter is off: the API server's own fairness is the better judge, and a limiter between an event
 // and its effect is a delay that nobody asked for.
@@ -52,7 +71,7 @@ func Config(kubeconfig, userAgent string) (*rest.Config, error) {
 }
 
 // PokeOn calls poke for every change of the objects' kinds that the cache sees. It starts their watches, and fails where
-// a kind is unknown to the scheme or to the API server.
+// a kind is unknown to the scheme or to the mapper.
 func PokeOn(ctx context.Context, objects cache.Cache, poke func(), kinds ...client.Object) error {
 	handler := toolscache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { poke() },

@@ -44,7 +44,7 @@ type world struct {
 	apis  map[string]*http.Client
 	dir   string
 
-	gateways, agents map[string]*Process
+	gateways, agents, servers map[string]*Process // by node, and the API servers by cluster
 }
 
 type nodeFacts struct {
@@ -75,7 +75,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	RequireRoot(t)
 	w := &world{t: t, nodes: map[string]*Namespace{}, pods: map[string]*Namespace{}, apis: map[string]*http.Client{},
-		gateways: map[string]*Process{}, agents: map[string]*Process{}}
+		gateways: map[string]*Process{}, agents: map[string]*Process{}, servers: map[string]*Process{}}
 	// Paths of unix sockets are short, t.TempDir's are not.
 	dir, err := os.MkdirTemp("", "fastnet")
 	if err != nil {
@@ -135,7 +135,7 @@ func (w *world) startAPI(t *testing.T, cluster, gatewayNode string) {
 	t.Helper()
 	address := nodeTable()[gatewayNode].addr4() + ":8001"
 	socket := filepath.Join(w.dir, cluster+".sock")
-	w.nodes[gatewayNode].Start(t, "api", "FASTNET_TEST_CONFIG="+text(t, map[string]string{"TCP": address, "Unix": socket}))
+	w.servers[cluster] = w.nodes[gatewayNode].Start(t, "api", "FASTNET_TEST_CONFIG="+text(t, map[string]string{"TCP": address, "Unix": socket}))
 	w.apis[cluster] = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
@@ -275,21 +275,20 @@ func (w *world) waitCable(t *testing.T, cluster, node string, state v1alpha1.Cab
 // ---- the daemons
 
 func (w *world) startGateway(node string) {
-	w.gateways[node] = w.nodes[node].Start(w.t, "gateway", "FASTNET_TEST_CONFIG="+text(w.t, w.config(node, map[string]any{
-		"StateDir": filepath.Join(w.dir, node, "state"),
-	})))
+	w.gateways[node] = w.nodes[node].Start(w.t, "gateway", "FASTNET_TEST_CONFIG="+text(w.t, w.config(node)))
 }
 
 func (w *world) startAgent(node string) {
-	w.agents[node] = w.nodes[node].Start(w.t, "routeagent", "FASTNET_TEST_CONFIG="+text(w.t, w.config(node, map[string]any{})))
+	w.agents[node] = w.nodes[node].Start(w.t, "routeagent", "FASTNET_TEST_CONFIG="+text(w.t, w.config(node)))
 }
 
-func (w *world) config(node string, more map[string]any) map[string]any {
+func (w *world) config(node string) map[string]any {
 	f := nodeTable()[node]
-	more["Kubeconfig"], more["ClusterID"], more["Node"] = w.kubeconfig(f.cluster), f.cluster, node
-	more["Prefixes"] = []string{f.prefix4(), f.prefix6()}
-	return more
+	return map[string]any{"Kubeconfig": w.kubeconfig(f.cluster), "ClusterID": f.cluster, "Node": node, "Prefixes": []string{f.prefix4(), f.prefix6()},
+		"StateDir": w.stateDir(node)}
 }
+
+func (w *world) stateDir(node string) string { return filepath.Join(w.dir, node, "state") }
 
 func text(t *testing.T, value any) string {
 	t.Helper()
@@ -539,8 +538,8 @@ func TestDataPath(t *testing.T) {
 				t.Errorf("%s (-before +after):\n%s", name, diff)
 			}
 		}
-		for _, node := range []string{"g1", "g2"} {
-			if files, err := os.ReadDir(filepath.Join(w.dir, node, "state")); err != nil || len(files) > 0 {
+		for node := range w.nodes {
+			if files, err := os.ReadDir(w.stateDir(node)); err != nil || len(files) > 0 {
 				t.Errorf("%s keeps files %v (%v)", node, files, err)
 			}
 		}

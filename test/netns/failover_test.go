@@ -187,7 +187,7 @@ func (f *fork) api() {
 
 func (f *fork) agent() *Process {
 	p := f.nodes["w"].Start(f.t, "routeagent", "FASTNET_TEST_CONFIG="+text(f.t, map[string]any{
-		"Kubeconfig": f.kubeconfig("c1"), "ClusterID": "c1", "Node": "w", "Prefixes": []string{"10.8.0.0/16", "fd00:8::/32"},
+		"Kubeconfig": f.kubeconfig("c1"), "ClusterID": "c1", "Node": "w", "Prefixes": []string{"10.8.0.0/16", "fd00:8::/32"}, "StateDir": filepath.Join(f.dir, "state"),
 	}))
 	return p
 }
