@@ -51,8 +51,8 @@ const (
 	// asking is how long one request to the API server may take. It is never in the way of the cables: they come first
 	// in every round.
 	asking = 5 * time.Second
-	// statusEvery is how often RTTs are written when nothing else changes.
-	statusEvery = 30 * time.Second
+	// renewEvery is how often the Gateway is written when nothing else changes: for the RTTs, and as a sign of life.
+	renewEvery = 30 * time.Second
 	// parting is how long the daemon may take, once told to stop, to find out whether it will come back and to clean up
 	// if not: well inside the 30 seconds that a pod has.
 	parting = 20 * time.Second
@@ -77,7 +77,9 @@ type Config struct {
 	// Addresses for peers; empty takes those of the Node.
 	Addresses   []string
 	HTTPAddress string
-	Log         *slog.Logger
+	// Renew is how often the Gateway is written when nothing changes; 0 is renewEvery. Only tests are in more of a hurry.
+	Renew time.Duration
+	Log   *slog.Logger
 }
 
 // Validate reports every problem of the configuration.
@@ -144,6 +146,9 @@ func Run(ctx context.Context, c Config) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
+	if c.Renew == 0 {
+		c.Renew = renewEvery
+	}
 	prefixes, err := cables.ParsePrefixes(c.Prefixes)
 	if err != nil {
 		return err
@@ -170,6 +175,7 @@ func Run(ctx context.Context, c Config) error {
 		ReaderFailOnMissingInformer: true,
 		ByObject: map[client.Object]cache.ByObject{
 			&v1alpha1.Endpoint{}: {Namespaces: map[string]cache.Config{v1alpha1.Namespace: {}}},
+			&v1alpha1.Gateway{}:  {Namespaces: map[string]cache.Config{v1alpha1.Namespace: {}}},
 			&corev1.Node{}:       {Field: fields.OneTermEqualSelector("metadata.name", c.Node), Transform: slimNode},
 		},
 	})
@@ -178,7 +184,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	driver := newDriver(keyFile(c.StateDir, EndpointName(c.ClusterID, c.Node)), c.Log)
 	g := newGateway(c, prefixes, addresses, driver, api, objects)
-	loop, err := converge.New(converge.Config{Name: "cables", Round: g.round, Resync: resync, Backoff: backoff, Log: c.Log})
+	loop, err := converge.New(converge.Config{Name: "cables", Round: g.round, Resync: min(resync, c.Renew), Backoff: min(backoff, c.Renew), Log: c.Log})
 	if err != nil {
 		return err
 	}
@@ -196,6 +202,10 @@ func Run(ctx context.Context, c Config) error {
 	group, running := errgroup.WithContext(within)
 	group.Go(func() error { return objects.Start(running) })
 	if err := kube.PokeOn(running, objects, loop.Poke, &v1alpha1.Endpoint{}, &corev1.Node{}); err != nil {
+		return err
+	}
+	// Of Gateways only the rounds of the timer want to know.
+	if err := kube.PokeOn(running, objects, func() {}, &v1alpha1.Gateway{}); err != nil {
 		return err
 	}
 	registry, err := newRegistry(g)
@@ -314,6 +324,7 @@ type gateway struct {
 	node     nodeFacts
 	seeded   bool
 	written  v1alpha1.GatewayStatus // as the API server has it
+	witness  witness
 	writeAt  time.Time
 
 	mu   sync.Mutex // guards last
@@ -393,9 +404,10 @@ func (g *gateway) round(ctx context.Context) error {
 	keepErr := g.keep(endpoints)
 	publishErr := g.publish(ctx, desired.Endpoint)
 	statusErr := g.writeStatus(ctx, status, now)
+	sweepErr := g.sweep(ctx, now)
 	return g.ended(outcome{
 		at: now, desired: desired, report: report, status: status, attempts: snapshot.Attempts,
-		err: errors.Join(applyErr, reportErr, nodeErr, keepErr, publishErr, statusErr), done: applyErr == nil && reportErr == nil && publishErr == nil,
+		err: errors.Join(applyErr, reportErr, nodeErr, keepErr, publishErr, statusErr, sweepErr), done: applyErr == nil && reportErr == nil && publishErr == nil,
 	})
 }
 
@@ -516,7 +528,7 @@ func (g *gateway) snapshot(endpoints []v1alpha1.Endpoint, now time.Time) (Snapsh
 
 // status of the Gateway object.
 func status(desired Desired, report cable.Report, health map[string]Health, driver, drain string, now time.Time) v1alpha1.GatewayStatus {
-	status := v1alpha1.GatewayStatus{Driver: report.Driver, Drain: drain, Problems: desired.Problems}
+	status := v1alpha1.GatewayStatus{Driver: report.Driver, Drain: drain, Problems: desired.Problems, Renewed: &metav1.Time{Time: now.Truncate(time.Second)}}
 	address := map[string]string{}
 	for _, c := range report.Cables {
 		if c.PeerAddress.IsValid() {
@@ -586,9 +598,9 @@ func (g *gateway) publish(ctx context.Context, spec v1alpha1.EndpointSpec) error
 	return nil
 }
 
-// writeStatus writes on a change, and every statusEvery for the RTTs.
+// writeStatus writes on a change, and every renewEvery.
 func (g *gateway) writeStatus(ctx context.Context, status v1alpha1.GatewayStatus, now time.Time) error {
-	if !g.writeAt.IsZero() && reflect.DeepEqual(settled(status), settled(g.written)) && now.Sub(g.writeAt) < statusEvery {
+	if !g.writeAt.IsZero() && reflect.DeepEqual(settled(status), settled(g.written)) && now.Sub(g.writeAt) < g.config.Renew {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, asking)
@@ -623,7 +635,7 @@ func (g *gateway) writeStatus(ctx context.Context, status v1alpha1.GatewayStatus
 
 // settled is the status without what changes all the time.
 func settled(s v1alpha1.GatewayStatus) v1alpha1.GatewayStatus {
-	s.Cables = slices.Clone(s.Cables)
+	s.Cables, s.Renewed = slices.Clone(s.Cables), nil
 	for i := range s.Cables {
 		if s.Cables[i].RTTMilliseconds != "" {
 			s.Cables[i].RTTMilliseconds = "known"

@@ -43,7 +43,8 @@ func TestStatus(t *testing.T) {
 		"c2.b": {State: v1alpha1.CableDown, Since: time.Unix(1500, 0), RTT: time.Millisecond},
 	}
 	at := func(seconds int64) metav1.Time { return metav1.NewTime(time.Unix(seconds, 0)) }
-	want := v1alpha1.GatewayStatus{Driver: "wireguard (in-process)", Problems: []string{"something"}, Cables: []v1alpha1.Cable{
+	renewed := at(2000)
+	want := v1alpha1.GatewayStatus{Driver: "wireguard (in-process)", Problems: []string{"something"}, Renewed: &renewed, Cables: []v1alpha1.Cable{
 		{ClusterID: "c2", Endpoint: "c2.a", Driver: "wireguard", PeerAddress: "192.0.2.9:51820", State: "up", RTTMilliseconds: "1.235", LossPercent: "12.5", Since: at(1000)},
 		{ClusterID: "c2", Endpoint: "c2.b", Driver: "wireguard", State: "down", Since: at(1500)},
 		{ClusterID: "c3", Endpoint: "c3.x", Driver: "wireguard", State: "connecting", Since: at(2000)},

@@ -67,7 +67,7 @@ func TestPlan(t *testing.T) {
 		"no-route": func(s *Snapshot) { // to one address of a peer, and to all of another
 			s.NoRoute = map[netip.Addr]bool{netip.MustParseAddr("192.0.2.9"): true, netip.MustParseAddr("192.0.2.10"): true}
 		},
-		"other-driver":  func(s *Snapshot) { s.Endpoints[2].Spec.Driver = "ipsec" },
+		"other-driver": func(s *Snapshot) { s.Endpoints[2].Spec.Driver = "ipsec" },
 		"small-mtu-no-address": func(s *Snapshot) {
 			s.UnderlayMTU["c2.b"], s.Addresses = 1300, nil
 		},

@@ -322,6 +322,9 @@ type GatewayStatus struct {
 	// +listType=atomic
 	// +optional
 	Problems []string `json:"problems,omitempty"`
+	// renewed is when the gateway last wrote this. One that does not go on doing so is gone, and its Gateway is deleted.
+	// +optional
+	Renewed *metav1.Time `json:"renewed,omitempty"`
 }
 
 // States of a Gateway on its way out.

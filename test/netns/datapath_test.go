@@ -43,6 +43,7 @@ type world struct {
 	pods  map[string]*Namespace
 	apis  map[string]*http.Client
 	dir   string
+	renew time.Duration // how often gateways write their Gateway, 0 for as often as always
 
 	gateways, agents, servers map[string]*Process // by node, and the API servers by cluster
 }
@@ -285,7 +286,7 @@ func (w *world) startAgent(node string) {
 func (w *world) config(node string) map[string]any {
 	f := nodeTable()[node]
 	return map[string]any{"Kubeconfig": w.kubeconfig(f.cluster), "ClusterID": f.cluster, "Node": node, "Prefixes": []string{f.prefix4(), f.prefix6()},
-		"StateDir": w.stateDir(node)}
+		"StateDir": w.stateDir(node), "Renew": w.renew}
 }
 
 func (w *world) stateDir(node string) string { return filepath.Join(w.dir, node, "state") }

@@ -149,3 +149,31 @@ func TestHeal(t *testing.T) {
 		})
 	}
 }
+
+// What a dead gateway has said of its cables does not stay: another one deletes it.
+func TestStaleGatewayIsDeleted(t *testing.T) {
+	w := newWorld(t)
+	w.startAPI(t, "c1", "g1")
+	w.renew = time.Second // 90 s are 3
+	w.startGateway("g1")
+	w.startGateway("w1")
+	exists := func(node string, want bool) func() error {
+		return func() error {
+			if err := w.call("c1", "GET", gatewaysURL+"/"+node, nil, nil); (err == nil) != want {
+				return fmt.Errorf("the Gateway of %s: %v, and should be there: %t", node, err, want)
+			}
+			return nil
+		}
+	}
+	Eventually(t, 15*time.Second, "both have a Gateway", func() error { return errors.Join(exists("g1", true)(), exists("w1", true)()) })
+	w.gateways["w1"].Kill()
+	took := Eventually(t, time.Minute, "the dead one's is deleted", exists("w1", false))
+	if took < 2*time.Second {
+		t.Errorf("deleted after %s", took)
+	}
+	w.startGateway("w1")
+	Eventually(t, 15*time.Second, "it is back", exists("w1", true))
+	if err := exists("g1", true)(); err != nil {
+		t.Error(err)
+	}
+}
