@@ -28,6 +28,7 @@ import (
 	"github.com/fastnet-io/fastnet/internal/kube"
 	"github.com/fastnet-io/fastnet/internal/netstate"
 	"github.com/fastnet-io/fastnet/internal/nodeprobe"
+	"github.com/fastnet-io/fastnet/internal/routeview"
 	"github.com/fastnet-io/fastnet/internal/uninstall"
 )
 
@@ -142,7 +143,8 @@ func Run(ctx context.Context, c Config) error {
 	if err := watch(running, objects, loop.Poke); err != nil {
 		return err
 	}
-	server := debug.Server{Address: c.HTTPAddress, Gatherer: agent.metrics.registry, Ready: agent.ready, Plan: agent.text}
+	server := debug.Server{Address: c.HTTPAddress, Gatherer: agent.metrics.registry, Ready: agent.ready, Plan: agent.text,
+		JSON: map[string]func() any{routeview.Page: func() any { return agent.view() }}}
 	group.Go(func() error { return server.Run(running) })
 	group.Go(func() error {
 		netstate.KeepWatching(running, "fastnet-", Table, loop.Poke, func(err error) { c.Log.Warn("lost sight of the kernel", "error", err) })
@@ -413,6 +415,16 @@ func (a *agent) ready() error {
 		return errors.Join(errors.New("no round has succeeded yet"), a.last.err)
 	}
 	return nil
+}
+
+// view of the ways that this node has, with the health of this moment.
+func (a *agent) view() routeview.Node {
+	a.mu.Lock()
+	snapshot, desired := a.last.snapshot, a.last.desired
+	a.mu.Unlock()
+	snapshot.Paths, snapshot.InUse = a.prober.Health(), desired.inUse()
+	now := Plan(snapshot)
+	return routeview.Node{Node: a.config.Node, Ways: now.Ways, Problems: now.Problems}
 }
 
 // text is the debug page.

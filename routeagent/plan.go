@@ -14,6 +14,7 @@ import (
 	"github.com/fastnet-io/fastnet/internal/liveness"
 	"github.com/fastnet-io/fastnet/internal/netstate"
 	"github.com/fastnet-io/fastnet/internal/nodeprobe"
+	"github.com/fastnet-io/fastnet/internal/routeview"
 )
 
 // The way of a packet from pod A (10.8.1.5, on a worker of c1) to pod B (10.9.1.7, on a worker of c2), and the places
@@ -107,6 +108,8 @@ type Desired struct {
 	Targets map[nodeprobe.Target]bool
 	// Problems that keep remote prefixes from being reached, in words, sorted.
 	Problems []string
+	// Ways that there are, for those who want to know; nothing is made of them.
+	Ways []routeview.Way
 }
 
 // inUse is what will be in use when this has been applied.
@@ -142,7 +145,7 @@ func Plan(s Snapshot) Desired {
 		p.checkForwarding()
 	}
 	slices.Sort(p.problems)
-	return Desired{State: p.state, Targets: p.targets, Problems: slices.Compact(p.problems)}
+	return Desired{State: p.state, Targets: p.targets, Problems: slices.Compact(p.problems), Ways: p.seen}
 }
 
 type planner struct {
@@ -153,6 +156,7 @@ type planner struct {
 	state    netstate.State
 	targets  map[nodeprobe.Target]bool
 	problems []string
+	seen     []routeview.Way
 	tunnels  map[string]bool // nodes at the other ends of our VXLAN device
 	sends    bool            // some path of this node goes through it
 	ends     map[string]tunnelEnd
@@ -194,7 +198,9 @@ func (p *planner) routes() {
 			}
 			group := netstate.Group{Name: cluster.ID + "/" + strings.ToLower(familyName(v6)), Buckets: Buckets, Idle: BucketIdle}
 			inUse := p.inUse(prefixes)
-			group.Members = p.members(cluster, p.candidates(cluster, ways[v6], v6, inUse), inUse)
+			all := p.candidates(cluster, ways[v6], v6, inUse)
+			group.Members = p.members(cluster, all, inUse)
+			p.show(cluster, v6, all, group.Members)
 			if len(group.Members) > 0 {
 				p.state.Groups = append(p.state.Groups, group)
 			}
@@ -267,6 +273,32 @@ type candidate struct {
 	own bool
 	// live: the path to the gateway is up, and so is a cable of it to the cluster. draining: but use another one.
 	live, draining bool
+	// gateway's node, and the other end of the cable where it begins here; what probes say of the path.
+	gateway, endpoint string
+	health            nodeprobe.Health
+}
+
+// show what there is to choose from, and what was chosen.
+func (p *planner) show(cluster cables.Cluster, v6 bool, all []candidate, members []netstate.Nexthop) {
+	for _, c := range all {
+		w := routeview.Way{
+			ClusterID: cluster.ID, Family: familyName(v6), Gateway: c.gateway, Endpoint: c.endpoint, Path: routeview.Direct, Hop: c.hop.String(),
+			Used: slices.Contains(members, c.hop), State: string(c.health.State), Since: c.health.Since, RTT: c.health.RTT.Seconds(), Live: c.live, Draining: c.draining,
+		}
+		switch {
+		case c.own:
+			w.Path = routeview.Cable
+		case c.hop.Dev == LinkVXLAN:
+			w.Path = routeview.Tunnel
+		}
+		if link := p.link(c.hop.Dev); link != nil {
+			w.MTU = link.MTU
+		}
+		if w.State == "" {
+			w.State = string(liveness.Unknown)
+		}
+		p.seen = append(p.seen, w)
+	}
 }
 
 func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse []netstate.Nexthop) (all []candidate) {
@@ -282,7 +314,7 @@ func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse 
 		}
 		draining := seen != nil && seen.Draining
 		if w.gateway.Node != p.Node {
-			all = append(all, candidate{hop: w.hop, live: live(w.hop, cluster.Gateways...), draining: draining})
+			all = append(all, candidate{hop: w.hop, live: live(w.hop, cluster.Gateways...), draining: draining, gateway: w.gateway.Node, health: w.health})
 			continue
 		}
 		for _, remote := range cluster.Gateways {
@@ -292,7 +324,7 @@ func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse 
 				continue
 			}
 			hop := netstate.Nexthop{IPv6: v6, Dev: remote.Link}
-			all = append(all, candidate{hop: hop, own: true, live: live(hop, remote), draining: draining})
+			all = append(all, candidate{hop: hop, own: true, live: live(hop, remote), draining: draining, gateway: w.gateway.Node, endpoint: remote.Name, health: w.health})
 		}
 	}
 	for _, c := range all {

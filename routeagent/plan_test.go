@@ -200,6 +200,10 @@ func TestPlan(t *testing.T) {
 			for _, problem := range desired.Problems {
 				got += "problem: " + problem + "\n"
 			}
+			for _, way := range desired.Ways {
+				got += fmt.Sprintf("way to %s, %s: by %s%s, %s %s, mtu %d, %s, live %t, draining %t, used %t\n", way.ClusterID, way.Family, way.Gateway,
+					strings.TrimSuffix(" to "+way.Endpoint, " to "), way.Path, way.Hop, way.MTU, way.State, way.Live, way.Draining, way.Used)
+			}
 			path := filepath.Join("testdata", name+".txt")
 			if *update {
 				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {

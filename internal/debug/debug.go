@@ -3,6 +3,7 @@ package debug
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,8 @@ type Server struct {
 	Ready func() error
 	// Plan is the last snapshot, the desired state and the observed difference, as text.
 	Plan func() string
+	// JSON has further pages, by path: what they answer is encoded.
+	JSON map[string]func() any
 }
 
 // Run serves until the context ends. It fails when it cannot listen.
@@ -53,6 +56,12 @@ func (s Server) handler() http.Handler {
 		text(w, http.StatusOK, "ok\n")
 	})
 	mux.HandleFunc("GET /debug/plan", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, s.Plan()) })
+	for path, page := range s.JSON {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(page()) // the client has gone
+		})
+	}
 	return mux
 }
 

@@ -15,7 +15,8 @@ func TestPages(t *testing.T) {
 	registry.MustRegister(counter)
 	counter.Inc()
 	unready := errors.New("caches are not filled yet")
-	server := Server{Gatherer: registry, Ready: func() error { return unready }, Plan: func() string { return "ip route ...\n" }}
+	server := Server{Gatherer: registry, Ready: func() error { return unready }, Plan: func() string { return "ip route ...\n" },
+		JSON: map[string]func() any{"/debug/more": func() any { return []int{7} }}}
 
 	page := func(path string, wantCode int, want string) {
 		t.Helper()
@@ -29,6 +30,7 @@ func TestPages(t *testing.T) {
 	page("/healthz", 200, "ok")
 	page("/readyz", 503, "caches are not filled yet")
 	page("/debug/plan", 200, "ip route ...")
+	page("/debug/more", 200, "[7]\n")
 	page("/nothing", 404, "")
 	unready = nil
 	page("/readyz", 200, "ok")

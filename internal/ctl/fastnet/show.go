@@ -27,6 +27,7 @@ type view struct {
 	Clusters    []clusterRow    `json:"clusters,omitempty"`
 	Gateways    []gatewayRow    `json:"gateways,omitempty"`
 	Connections []connectionRow `json:"connections,omitempty"`
+	Routes      []routeRow      `json:"routes,omitempty"`
 	Exports     []exportRow     `json:"exports,omitempty"`
 	Imports     []importRow     `json:"imports,omitempty"`
 	Problems    []string        `json:"problems,omitempty"`
@@ -81,17 +82,18 @@ type importRow struct {
 
 func newShow(o *options) *cobra.Command {
 	var output string
-	things := []string{"clusters", "gateways", "connections", "services", "all"}
+	things := []string{"clusters", "gateways", "connections", "routes", "services", "all"}
 	command := &cobra.Command{
-		Use:   "show [clusters|gateways|connections|services|all]",
+		Use:   "show [clusters|gateways|connections|routes|services|all]",
 		Short: "Show the clusterset as this cluster sees it",
 		Long: `Show the clusterset as this cluster sees it.
 
   clusters     the clusters known here: their gateways, their ranges, and whether a tunnel to them is up
   gateways     this cluster's gateways: whether they carry, and how many of their tunnels are up
   connections  every tunnel of this cluster's gateways: state, round-trip time, loss, since when
+  routes       every node's ways to other clusters: by which gateway, directly or through a tunnel, whether they live, and which are used
   services     what this cluster exports and imports
-  all          all of these (the default)`,
+  all          all of these but routes, for which every node is asked (the default)`,
 		ValidArgs: things,
 		Args:      ctl.Args(cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs)),
 		RunE: func(command *cobra.Command, args []string) error {
@@ -158,6 +160,12 @@ func (c *cluster) look(ctx context.Context, what string) (view, error) {
 	}
 	if what == "connections" || what == "all" {
 		seen.Connections, seen.Problems = connectionRows(gateways.Items)
+	}
+	if what == "routes" {
+		var err error
+		if seen.Routes, seen.Problems, err = c.routes(ctx); err != nil {
+			return seen, err
+		}
 	}
 	if what == "services" || what == "all" {
 		seen.Exports, seen.Imports = exportRows(exports.Items), importRows(imports.Items)
@@ -352,6 +360,18 @@ func (v view) print(out, errOut io.Writer, what, output string, now time.Time) e
 		}
 		for _, problem := range v.Problems {
 			fmt.Fprintln(out, "Problem at gateway "+problem)
+		}
+	}
+	if what == "routes" {
+		var rows [][]string
+		for _, r := range v.Routes {
+			rows = append(rows, r.cells(now))
+		}
+		if err := table("No routes: no other cluster is known, or no route agent answers.", routeHeader, rows); err != nil {
+			return err
+		}
+		for _, problem := range v.Problems {
+			fmt.Fprintln(out, "Problem on node "+problem)
 		}
 	}
 	if what == "services" || what == "all" {
