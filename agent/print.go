@@ -164,7 +164,11 @@ type printer func(format string, args ...any)
 
 func printEndpoint(line printer, e *v1alpha1.Endpoint) {
 	line("Endpoint %s/%s", e.Namespace, e.Name)
-	line("  cluster %s, %s to %s port %d, for %s", e.Spec.ClusterID, e.Spec.Driver, list(e.Spec.Addresses), e.Spec.Port, list(e.Spec.Prefixes))
+	var drivers []string
+	for _, driver := range e.Spec.Drivers {
+		drivers = append(drivers, driver.Name)
+	}
+	line("  cluster %s, %s to %s port %d, for %s", e.Spec.ClusterID, strings.Join(drivers, ","), list(e.Spec.Addresses), e.Spec.Port, list(e.Spec.Prefixes))
 }
 
 func printSlice(line printer, s *discoveryv1.EndpointSlice) {

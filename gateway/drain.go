@@ -131,7 +131,7 @@ func (g *gateway) watchTraffic(ctx context.Context, poke func()) {
 		var report cable.Report
 		if g.draining() {
 			var err error
-			if report, err = g.driver.Report(ctx); err != nil {
+			if report, err = g.drivers.report(ctx); err != nil {
 				continue // the round says so
 			}
 		}

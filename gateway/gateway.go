@@ -1,13 +1,13 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
@@ -28,7 +28,6 @@ import (
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/gateway/cable"
-	"github.com/fastnet-io/fastnet/gateway/wireguard"
 	"github.com/fastnet-io/fastnet/internal/cables"
 	"github.com/fastnet-io/fastnet/internal/converge"
 	"github.com/fastnet-io/fastnet/internal/debug"
@@ -40,9 +39,6 @@ import (
 
 // DaemonSet that runs the gateway, in the namespace fastnet-system.
 const DaemonSet = "fastnet-gateway"
-
-// DriverWireGuard is the driver's name in flags and Endpoints.
-const DriverWireGuard = "wireguard"
 
 // Times of the daemon.
 const (
@@ -67,7 +63,9 @@ type Config struct {
 	Node string
 	// Prefixes are this cluster's pod and service CIDRs, both families.
 	Prefixes []string
-	Driver   string
+	// Drivers of cables, the preferred first; vxlan needs AllowUnencrypted.
+	Drivers          []string
+	AllowUnencrypted bool
 	// NodeProbePort (UDP) at which nodes of this cluster ask how this gateway is, see package nodeprobe.
 	NodeProbePort uint16
 	// Port (UDP) is the first of those at which peers are awaited, each at one of its own.
@@ -98,8 +96,8 @@ func (c Config) Validate() error {
 	if _, err := cables.ParsePrefixes(c.Prefixes); err != nil {
 		problem("--prefixes: %w", err)
 	}
-	if c.Driver != DriverWireGuard {
-		problem("--driver %q is not wireguard", c.Driver)
+	if err := ValidateDrivers(c.Drivers, c.AllowUnencrypted); err != nil {
+		problem("--driver: %w", err)
 	}
 	if c.Port == 0 {
 		problem("--port is 0")
@@ -128,16 +126,6 @@ func parseAddresses(texts []string) (addresses []netip.Addr, err error) {
 		addresses = append(addresses, addr)
 	}
 	return addresses, nil
-}
-
-func newDriver(keyFile string, log *slog.Logger) cable.Driver {
-	return wireguard.New(wireguard.Config{LinkPrefix: cables.LinkPrefix, KeyFile: keyFile, Log: log})
-}
-
-// keyFile of a gateway. It bears the gateway's name: a node that leaves one cluster for another has another key there, and
-// nodes that share a file system, as in a laboratory, do not share a key.
-func keyFile(stateDir, gateway string) string {
-	return filepath.Join(stateDir, "wireguard-"+gateway+".key")
 }
 
 // Run keeps this node's cables until the context ends. Then it finds out whether the gateway was removed for good, and
@@ -182,8 +170,8 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return fmt.Errorf("cache: %w", err)
 	}
-	driver := newDriver(keyFile(c.StateDir, EndpointName(c.ClusterID, c.Node)), c.Log)
-	g := newGateway(c, prefixes, addresses, driver, api, objects)
+	drivers := newDrivers(c)
+	g := newGateway(c, prefixes, addresses, drivers, api, objects)
 	loop, err := converge.New(converge.Config{Name: "cables", Round: g.round, Resync: min(resync, c.Renew), Backoff: min(backoff, c.Renew), Log: c.Log})
 	if err != nil {
 		return err
@@ -193,7 +181,13 @@ func Run(ctx context.Context, c Config) error {
 		c.Log.Error("peers are told new ports", "error", err)
 	}
 	g.recall()
-	c.Log.Info("gateway starts", "cluster", c.ClusterID, "node", c.Node, "prefixes", prefixes, "driver", c.Driver, "port", c.Port)
+	c.Log.Info("gateway starts", "cluster", c.ClusterID, "node", c.Node, "prefixes", prefixes, "drivers", c.Drivers, "port", c.Port)
+	if slices.Contains(c.Drivers, cables.VXLAN) {
+		c.Log.Warn("cables of the driver vxlan are not encrypted")
+	}
+	if err := drivers.sweep(ctx, c); err != nil {
+		c.Log.Warn("what drivers have left that are no longer configured", "error", err)
+	}
 
 	// When it is told to stop the gateway first has the traffic moved away.
 	within, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -218,7 +212,7 @@ func Run(ctx context.Context, c Config) error {
 	group.Go(func() error { g.answerNodes(running); return nil })
 	group.Go(func() error { g.watchTraffic(running, loop.Poke); return nil })
 	group.Go(func() error {
-		netstate.KeepWatching(running, cables.LinkPrefix, 0, loop.Poke, func(err error) { c.Log.Warn("lost sight of the kernel", "error", err) })
+		netstate.KeepWatching(running, "fastnet-", 0, loop.Poke, func(err error) { c.Log.Warn("lost sight of the kernel", "error", err) })
 		return nil
 	})
 	group.Go(func() error {
@@ -230,13 +224,13 @@ func Run(ctx context.Context, c Config) error {
 	})
 	err = group.Wait()
 	if ctx.Err() == nil {
-		return errors.Join(err, driver.Close()) // failed: a new process will go on with what is there
+		return errors.Join(err, drivers.close()) // failed: a new process will go on with what is there
 	}
-	return part(config, c, driver, api)
+	return part(config, c, drivers, api)
 }
 
 // part decides what the end of the process means.
-func part(config *rest.Config, c Config, driver cable.Driver, api client.Client) error {
+func part(config *rest.Config, c Config, drivers drivers, api client.Client) error {
 	ctx, cancel := context.WithTimeout(context.Background(), parting)
 	defer cancel()
 	question, stop := context.WithTimeout(ctx, parting/2)
@@ -244,25 +238,15 @@ func part(config *rest.Config, c Config, driver cable.Driver, api client.Client)
 	reason, err := uninstall.Reason(question, config, uninstall.Question{DaemonSet: DaemonSet, Node: c.Node, NodeLabel: v1alpha1.LabelGatewayNode})
 	if reason == "" {
 		c.Log.Info("gateway ends, its devices stay", "error", err)
-		return driver.Close()
+		return drivers.close()
 	}
 	c.Log.Info("gateway is uninstalled", "reason", reason)
 	// Peers should stop sending before the device goes; that the API server has forgotten us is expected here.
 	if err := forget(ctx, api, c); err != nil {
 		c.Log.Info("objects could not be removed", "error", err)
 	}
-	name := EndpointName(c.ClusterID, c.Node)
-	return errors.Join(driver.Remove(ctx), removeFiles(portsFile(c.StateDir, name), knownFile(c.StateDir, name)))
-}
-
-// removeFiles whose absence is no error.
-func removeFiles(paths ...string) (err error) {
-	for _, path := range paths {
-		if removeErr := os.Remove(path); !errors.Is(removeErr, os.ErrNotExist) {
-			err = errors.Join(err, removeErr)
-		}
-	}
-	return err
+	gateway := EndpointName(c.ClusterID, c.Node)
+	return errors.Join(drivers.remove(ctx), removeFiles(portsFile(c.StateDir, gateway), knownFile(c.StateDir, gateway), keyFile(c.StateDir, nodeProbe, gateway)))
 }
 
 // forget deletes this gateway's objects.
@@ -283,20 +267,11 @@ func Cleanup(ctx context.Context, c Config) error {
 	if c.ClusterID != "" && c.Node != "" {
 		name = EndpointName(c.ClusterID, c.Node)
 	}
-	keys, err := filepath.Glob(keyFile(c.StateDir, name))
+	files, err := files(c.StateDir, name)
 	if err != nil {
-		return fmt.Errorf("find keys: %w", err)
+		return err
 	}
-	ports, err := filepath.Glob(portsFile(c.StateDir, name))
-	if err != nil {
-		return fmt.Errorf("find ports: %w", err)
-	}
-	known, err := filepath.Glob(knownFile(c.StateDir, name))
-	if err != nil {
-		return fmt.Errorf("find what is known: %w", err)
-	}
-	files := slices.Concat(keys, ports, known)
-	if err := errors.Join(newDriver(keyFile(c.StateDir, name), c.Log).Remove(ctx), removeFiles(files...)); err != nil {
+	if err := errors.Join(drivers(nil).sweep(ctx, c), removeFiles(files...)); err != nil {
 		return err
 	}
 	c.Log.Info("node cleaned", "files", files)
@@ -308,7 +283,7 @@ type gateway struct {
 	config    Config
 	prefixes  []netip.Prefix
 	addresses []netip.Addr // given; else those of the node
-	driver    cable.Driver
+	drivers   drivers
 	api       client.Client // straight to the API server
 	objects   client.Reader // the cache
 	prober    *prober
@@ -351,8 +326,8 @@ type outcome struct {
 	attempts map[string]int
 }
 
-func newGateway(c Config, prefixes []netip.Prefix, addresses []netip.Addr, driver cable.Driver, api client.Client, objects client.Reader) *gateway {
-	return &gateway{config: c, prefixes: prefixes, addresses: addresses, driver: driver, api: api, objects: objects, mtu: underlayMTU,
+func newGateway(c Config, prefixes []netip.Prefix, addresses []netip.Addr, drivers drivers, api client.Client, objects client.Reader) *gateway {
+	return &gateway{config: c, prefixes: prefixes, addresses: addresses, drivers: drivers, api: api, objects: objects, mtu: underlayMTU,
 		known: kept.At(knownFile(c.StateDir, EndpointName(c.ClusterID, c.Node))), view: make(chan struct{}, 1)}
 }
 
@@ -388,16 +363,16 @@ func (g *gateway) round(ctx context.Context) error {
 		}
 		g.ports = desired.Ports
 	}
-	applyErr := g.driver.Apply(ctx, desired.Cables)
+	applyErr := g.drivers.apply(ctx, desired.Cables)
 	if applyErr != nil {
-		desired.Problems = append(desired.Problems, "driver: "+strings.ReplaceAll(applyErr.Error(), "\n", "; "))
+		desired.Problems = append(desired.Problems, strings.ReplaceAll(applyErr.Error(), "\n", "; "))
 	}
-	report, reportErr := g.driver.Report(ctx)
+	report, reportErr := g.drivers.report(ctx)
 	if reportErr == nil {
 		g.prober.set(report)
 		g.tellNodes()
 	}
-	status := status(desired, report, g.prober.health(), g.config.Driver, g.traffic.state(), now)
+	status := status(desired, report, g.prober.health(), g.traffic.state(), now)
 	if !answered {
 		return g.ended(outcome{at: now, desired: desired, report: report, status: status, attempts: snapshot.Attempts, err: errors.Join(applyErr, reportErr)})
 	}
@@ -409,6 +384,10 @@ func (g *gateway) round(ctx context.Context) error {
 		at: now, desired: desired, report: report, status: status, attempts: snapshot.Attempts,
 		err: errors.Join(applyErr, reportErr, nodeErr, keepErr, publishErr, statusErr, sweepErr), done: applyErr == nil && reportErr == nil && publishErr == nil,
 	})
+}
+
+func (g *gateway) probeKeyFile() string {
+	return keyFile(g.config.StateDir, nodeProbe, EndpointName(g.config.ClusterID, g.config.Node))
 }
 
 func (g *gateway) portsFile() string {
@@ -498,14 +477,18 @@ func (g *gateway) seed(ctx context.Context) {
 }
 
 func (g *gateway) snapshot(endpoints []v1alpha1.Endpoint, now time.Time) (Snapshot, error) {
-	key, err := g.driver.PublicKey()
+	specs, err := g.drivers.endpoint()
+	if err != nil {
+		return Snapshot{}, err
+	}
+	probeKey, err := loadProbeKey(g.probeKeyFile())
 	if err != nil {
 		return Snapshot{}, err
 	}
 	s := Snapshot{
 		ClusterID: g.config.ClusterID, ClusterUID: g.node.clusterUID, Node: g.config.Node, Prefixes: g.prefixes,
-		Addresses: g.addresses, Ports: g.ports, BasePort: g.config.Port, Now: now, Driver: g.config.Driver, PublicKey: key,
-		Endpoints: endpoints, Overhead: wireguard.Overhead, UnderlayMTU: map[string]int{}, NoRoute: map[netip.Addr]bool{}, Attempts: map[string]int{},
+		Addresses: g.addresses, Ports: g.ports, BasePort: g.config.Port, Now: now, Drivers: specs,
+		ProbeKey: base64.StdEncoding.EncodeToString(probeKey.PublicKey().Bytes()), Endpoints: endpoints, UnderlayMTU: map[string]int{}, NoRoute: map[netip.Addr]bool{}, Attempts: map[string]int{},
 	}
 	if len(s.Addresses) == 0 {
 		s.Addresses = g.node.addresses
@@ -527,10 +510,11 @@ func (g *gateway) snapshot(endpoints []v1alpha1.Endpoint, now time.Time) (Snapsh
 }
 
 // status of the Gateway object.
-func status(desired Desired, report cable.Report, health map[string]Health, driver, drain string, now time.Time) v1alpha1.GatewayStatus {
+func status(desired Desired, report cable.Report, health map[string]Health, drain string, now time.Time) v1alpha1.GatewayStatus {
 	status := v1alpha1.GatewayStatus{Driver: report.Driver, Drain: drain, Problems: desired.Problems, Renewed: &metav1.Time{Time: now.Truncate(time.Second)}}
-	address := map[string]string{}
+	address, driver := map[string]string{}, map[string]string{}
 	for _, c := range report.Cables {
+		driver[c.Endpoint] = c.Driver
 		if c.PeerAddress.IsValid() {
 			address[c.Endpoint] = c.PeerAddress.String()
 		}
@@ -541,7 +525,7 @@ func status(desired Desired, report cable.Report, health map[string]Health, driv
 			h = Health{State: v1alpha1.CableConnecting, Since: now}
 		}
 		c := v1alpha1.Cable{
-			ClusterID: peer.ClusterID, Endpoint: peer.Endpoint, Driver: driver, PeerAddress: address[peer.Endpoint],
+			ClusterID: peer.ClusterID, Endpoint: peer.Endpoint, Driver: cmp.Or(driver[peer.Endpoint], peer.Driver), PeerAddress: address[peer.Endpoint],
 			State: h.State, Draining: h.Draining, Since: metav1.NewTime(h.Since.Truncate(time.Second)),
 		}
 		if h.State == v1alpha1.CableUp {

@@ -25,7 +25,6 @@ func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 type stub struct{ report cable.Report }
 
 func (stub) PublicKey() (string, error)                     { return "key", nil }
-func (stub) PrivateKey() ([]byte, error)                    { return nil, errors.New("none") }
 func (stub) Apply(context.Context, cable.Config) error      { return nil }
 func (s stub) Report(context.Context) (cable.Report, error) { return s.report, nil }
 func (stub) Remove(context.Context) error                   { return nil }
@@ -36,7 +35,7 @@ func TestStatus(t *testing.T) {
 	desired := Plan(base())
 	desired.Problems = []string{"something"}
 	report := cable.Report{Driver: "wireguard (in-process)", Cables: []cable.Cable{
-		{Endpoint: "c2.a", PeerAddress: netip.MustParseAddrPort("192.0.2.9:51820")}, {Endpoint: "c2.b"},
+		{Endpoint: "c2.a", PeerAddress: netip.MustParseAddrPort("192.0.2.9:51820"), Driver: "wireguard (in-process)"}, {Endpoint: "c2.b", Driver: "vxlan"},
 	}}
 	health := map[string]Health{
 		"c2.a": {State: v1alpha1.CableUp, Since: time.Unix(1000, 900), RTT: 1234567 * time.Nanosecond, Loss: 0.125},
@@ -45,15 +44,15 @@ func TestStatus(t *testing.T) {
 	at := func(seconds int64) metav1.Time { return metav1.NewTime(time.Unix(seconds, 0)) }
 	renewed := at(2000)
 	want := v1alpha1.GatewayStatus{Driver: "wireguard (in-process)", Problems: []string{"something"}, Renewed: &renewed, Cables: []v1alpha1.Cable{
-		{ClusterID: "c2", Endpoint: "c2.a", Driver: "wireguard", PeerAddress: "192.0.2.9:51820", State: "up", RTTMilliseconds: "1.235", LossPercent: "12.5", Since: at(1000)},
-		{ClusterID: "c2", Endpoint: "c2.b", Driver: "wireguard", State: "down", Since: at(1500)},
+		{ClusterID: "c2", Endpoint: "c2.a", Driver: "wireguard (in-process)", PeerAddress: "192.0.2.9:51820", State: "up", RTTMilliseconds: "1.235", LossPercent: "12.5", Since: at(1000)},
+		{ClusterID: "c2", Endpoint: "c2.b", Driver: "vxlan", State: "down", Since: at(1500)},
 		{ClusterID: "c3", Endpoint: "c3.x", Driver: "wireguard", State: "connecting", Since: at(2000)},
 	}}
-	got := status(desired, report, health, "wireguard", "", now)
+	got := status(desired, report, health, "", now)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
-	slower := status(desired, report, map[string]Health{"c2.a": {State: "up", Since: time.Unix(1000, 0), RTT: time.Second}, "c2.b": health["c2.b"]}, "wireguard", "", now)
+	slower := status(desired, report, map[string]Health{"c2.a": {State: "up", Since: time.Unix(1000, 0), RTT: time.Second}, "c2.b": health["c2.b"]}, "", now)
 	if !cmp.Equal(settled(got), settled(slower)) {
 		t.Error("another RTT counts as a change")
 	}
@@ -64,7 +63,7 @@ func TestStatus(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	report := cable.Report{Cables: []cable.Cable{{Endpoint: "c2.a", LastHandshake: time.Unix(5, 0), Sent: 1, Received: 2}}}
-	g := newGateway(Config{}, nil, nil, stub{report}, nil, nil)
+	g := newGateway(Config{}, nil, nil, drivers{{stub{report}, "wireguard"}}, nil, nil)
 	g.prober = testProber()
 	g.prober.set(report)
 	g.last.desired = Plan(base())
@@ -82,7 +81,7 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestReadyOnlyAfterARound(t *testing.T) {
-	g := newGateway(Config{Log: slog.New(slog.DiscardHandler)}, nil, nil, stub{}, nil, nil)
+	g := newGateway(Config{Log: slog.New(slog.DiscardHandler)}, nil, nil, nil, nil, nil)
 	if g.ready() == nil {
 		t.Error("ready before any round")
 	}
@@ -103,13 +102,13 @@ func TestCleanupRemovesTheFiles(t *testing.T) {
 		config Config
 		left   []string
 	}{
-		"one": {Config{ClusterID: "c1", Node: "a"}, []string{"ports-c1.b.json", "ports-c2.a.json", "wireguard-c1.b.key", "wireguard-c2.a.key"}},
+		"one": {Config{ClusterID: "c1", Node: "a"}, []string{"node-probe-c1.b.key", "node-probe-c2.a.key", "ports-c1.b.json", "ports-c2.a.json", "wireguard-c1.b.key", "wireguard-c2.a.key"}},
 		"all": {Config{}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			for _, gateway := range []string{"c1.a", "c1.b", "c2.a"} {
-				for _, path := range []string{keyFile(dir, gateway), portsFile(dir, gateway)} {
+				for _, path := range []string{keyFile(dir, "wireguard", gateway), keyFile(dir, nodeProbe, gateway), portsFile(dir, gateway)} {
 					if err := os.WriteFile(path, nil, 0o600); err != nil {
 						t.Fatal(err)
 					}

@@ -63,7 +63,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		drains = 1
 	}
 	out <- prometheus.MustNewConstMetric(draining(), prometheus.GaugeValue, drains)
-	report, err := c.gateway.driver.Report(context.Background())
+	report, err := c.gateway.drivers.report(context.Background())
 	if err != nil {
 		out <- prometheus.NewInvalidMetric(cableUp(), err)
 		return

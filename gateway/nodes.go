@@ -35,9 +35,9 @@ func (g *gateway) answerNodes(ctx context.Context) {
 		case <-g.view:
 		}
 		if server == nil {
-			key, err := g.driver.PrivateKey()
+			key, err := loadProbeKey(g.probeKeyFile())
 			if err == nil {
-				server, err = nodeprobe.NewServer(key, g.config.NodeProbePort, g.config.Log)
+				server, err = nodeprobe.NewServer(key.Bytes(), g.config.NodeProbePort, g.config.Log)
 			}
 			if err != nil {
 				g.config.Log.Error("cannot answer nodes", "error", err)

@@ -22,16 +22,15 @@ type Snapshot struct {
 	// Ports that peers have, see allocate; BasePort is the first that one may get.
 	Ports    Ports
 	BasePort uint16
-	// Driver is "wireguard"; PublicKey is in its form.
-	Driver, PublicKey string
+	// Drivers as the Endpoint names them, and the ProbeKey beside them.
+	Drivers  []v1alpha1.EndpointDriver
+	ProbeKey string
 	// Now is the time; only ports that nobody needs any more look at it.
 	Now time.Time
 	// Endpoints in this cluster, own and mirrored.
 	Endpoints []v1alpha1.Endpoint
 	// UnderlayMTU is the least MTU on the way to each peer, by Endpoint, as far as this node's routes tell.
 	UnderlayMTU map[string]int
-	// Overhead of the driver in bytes.
-	Overhead int
 	// NoRoute are addresses of peers to which this node has no route, maybe since its link was down.
 	NoRoute map[netip.Addr]bool
 	// Attempts is, by Endpoint, how many times in a row an address of it was tried without an answer.
@@ -62,33 +61,31 @@ const minMTU = 1280
 func Plan(s Snapshot) Desired {
 	desired := Desired{
 		Endpoint: v1alpha1.EndpointSpec{
-			ClusterID: s.ClusterID, ClusterUID: s.ClusterUID, Node: s.Node, Driver: s.Driver,
-			Addresses: texts(s.Addresses), Port: int32(s.BasePort), PublicKey: s.PublicKey, Prefixes: texts(s.Prefixes),
+			ClusterID: s.ClusterID, ClusterUID: s.ClusterUID, Node: s.Node, Drivers: s.Drivers, ProbeKey: s.ProbeKey,
+			Addresses: texts(s.Addresses), Port: int32(s.BasePort), Prefixes: texts(s.Prefixes),
 		},
+		Cables: cable.Config{Self: s.name()},
 	}
 	problem := func(format string, args ...any) {
 		desired.Problems = append(desired.Problems, fmt.Sprintf(format, args...))
 	}
-	plan := cables.Decide(cables.Input{ClusterID: s.ClusterID, Prefixes: s.Prefixes, Nodes: s.Addresses, Endpoints: s.Endpoints})
+	var drivers []string
+	for _, driver := range s.Drivers {
+		drivers = append(drivers, driver.Name)
+	}
+	plan := cables.Decide(cables.Input{ClusterID: s.ClusterID, Node: s.Node, Drivers: drivers, Prefixes: s.Prefixes, Nodes: s.Addresses, Endpoints: s.Endpoints})
 	desired.Problems = plan.Problems
 	if len(s.Addresses) == 0 {
 		problem("this node has no address for peers: give --addresses")
 	}
 	for _, cluster := range plan.Clusters {
 		for _, remote := range cluster.Gateways {
-			if remote.Driver != s.Driver {
-				problem("cluster %s: Endpoint %s wants driver %s, this gateway has %s: no cable", remote.ClusterID, remote.Name, remote.Driver, s.Driver)
-				continue
-			}
 			if remote.Link == "" {
 				continue // a problem that is named already
 			}
 			peer := cable.Peer{
-				Endpoint: remote.Name, ClusterID: remote.ClusterID, Link: remote.Link, MTU: s.UnderlayMTU[remote.Name] - s.Overhead,
-				PublicKey: remote.PublicKey, Prefixes: cluster.Prefixes,
-			}
-			if peer.MTU < minMTU {
-				problem("MTU %d towards %s leaves %d in the tunnel, less than IPv6 needs (%d)", s.UnderlayMTU[remote.Name], remote.Name, peer.MTU, minMTU)
+				Driver: remote.Driver, Endpoint: remote.Name, ClusterID: remote.ClusterID, Link: remote.Link,
+				PublicKey: remote.PublicKey, DriverPort: remote.DriverPort, Prefixes: cluster.Prefixes,
 			}
 			// Who has not told yet at which port we are awaited may come to us.
 			addresses := slices.DeleteFunc(slices.Clone(remote.Addresses), func(a netip.Addr) bool { return s.NoRoute[a] })
@@ -97,6 +94,10 @@ func Plan(s Snapshot) Desired {
 			}
 			if n := len(addresses); n > 0 && remote.Ports[s.name()] != 0 {
 				peer.Address = netip.AddrPortFrom(addresses[s.Attempts[remote.Name]%n], remote.Ports[s.name()])
+			}
+			peer.MTU = s.UnderlayMTU[remote.Name] - overhead(remote.Driver, peer.Address.Addr())
+			if peer.MTU < minMTU {
+				problem("MTU %d towards %s leaves %d in the tunnel, less than IPv6 needs (%d)", s.UnderlayMTU[remote.Name], remote.Name, peer.MTU, minMTU)
 			}
 			desired.Cables.Peers = append(desired.Cables.Peers, peer)
 		}
@@ -137,8 +138,19 @@ func texts[T fmt.Stringer](values []T) []string {
 func (d Desired) String() string {
 	var b strings.Builder
 	e := d.Endpoint
-	fmt.Fprintf(&b, "endpoint %s: driver %s, addresses %v, ports from %d %v, public key %s, CIDRs %v\n",
-		EndpointName(e.ClusterID, e.Node), e.Driver, e.Addresses, e.Port, e.Ports, e.PublicKey, e.Prefixes)
+	var drivers []string
+	for _, driver := range e.Drivers {
+		text := driver.Name
+		if driver.PublicKey != "" {
+			text += " (" + driver.PublicKey + ")"
+		}
+		if driver.Port != 0 {
+			text += fmt.Sprintf(" at port %d", driver.Port)
+		}
+		drivers = append(drivers, text)
+	}
+	fmt.Fprintf(&b, "endpoint %s: drivers %v, addresses %v, ports from %d %v, probe key %s, CIDRs %v\n",
+		EndpointName(e.ClusterID, e.Node), drivers, e.Addresses, e.Port, e.Ports, e.ProbeKey, e.Prefixes)
 	b.WriteString(d.Cables.String())
 	for _, problem := range d.Problems {
 		b.WriteString("problem: " + problem + "\n")

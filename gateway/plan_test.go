@@ -26,14 +26,18 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 func endpoint(cluster, node string, addresses []string, cidrs ...string) v1alpha1.Endpoint {
 	return v1alpha1.Endpoint{
 		ObjectMeta: metav1.ObjectMeta{Name: cluster + "." + node},
-		Spec: v1alpha1.EndpointSpec{ClusterID: cluster, ClusterUID: "uid-" + cluster, Node: node, Driver: "wireguard", Addresses: addresses, Port: 51820,
-			PublicKey: "key-of-" + node, Prefixes: cidrs, Ports: map[string]int32{"c1.gw": 51820, "c9.other": 51821}},
+		Spec: v1alpha1.EndpointSpec{ClusterID: cluster, ClusterUID: "uid-" + cluster, Node: node, Addresses: addresses, Port: 51820,
+			Drivers: names("wireguard", "key-of-"+node), Prefixes: cidrs, Ports: map[string]int32{"c1.gw": 51820, "c9.other": 51821}},
 	}
+}
+
+func names(name, key string) []v1alpha1.EndpointDriver {
+	return []v1alpha1.EndpointDriver{{Name: name, PublicKey: key}}
 }
 
 func base() Snapshot {
 	return Snapshot{
-		ClusterID: "c1", ClusterUID: "uid-c1", Node: "gw", BasePort: 51820, Driver: "wireguard", PublicKey: "key-of-gw", Overhead: 80,
+		ClusterID: "c1", ClusterUID: "uid-c1", Node: "gw", BasePort: 51820, Drivers: names("wireguard", "key-of-gw"), ProbeKey: "probe-key",
 		UnderlayMTU: map[string]int{"c2.a": 1500, "c2.b": 1400, "c3.x": 1500}, Now: time.Unix(1000000, 0),
 		Prefixes:  []netip.Prefix{netip.MustParsePrefix("10.8.0.0/16"), netip.MustParsePrefix("fd00:8::/32")},
 		Addresses: []netip.Addr{netip.MustParseAddr("172.18.0.3"), netip.MustParseAddr("fd18::3")},
@@ -67,7 +71,13 @@ func TestPlan(t *testing.T) {
 		"no-route": func(s *Snapshot) { // to one address of a peer, and to all of another
 			s.NoRoute = map[netip.Addr]bool{netip.MustParseAddr("192.0.2.9"): true, netip.MustParseAddr("192.0.2.10"): true}
 		},
-		"other-driver": func(s *Snapshot) { s.Endpoints[2].Spec.Driver = "ipsec" },
+		"several-drivers": func(s *Snapshot) {
+			s.Drivers = append(s.Drivers, names("vxlan", "")...)
+			s.Endpoints[0].Spec.Drivers = append(names("vxlan", ""), names("wireguard", "key-of-a")...) // c1's order counts
+			s.Endpoints[1].Spec.Drivers = names("vxlan", "")
+			s.Endpoints[2].Spec.Drivers = names("vxlan", "")
+		},
+		"other-driver": func(s *Snapshot) { s.Endpoints[2].Spec.Drivers = names("vxlan", "") },
 		"small-mtu-no-address": func(s *Snapshot) {
 			s.UnderlayMTU["c2.b"], s.Addresses = 1300, nil
 		},
@@ -107,7 +117,7 @@ func TestBothEndsAgree(t *testing.T) {
 	plan := func() map[string]Desired {
 		plans := map[string]Desired{}
 		for _, self := range all {
-			plans[self.Name] = Plan(Snapshot{ClusterID: self.Spec.ClusterID, Node: self.Spec.Node, BasePort: 51820, Driver: "wireguard", Overhead: 80,
+			plans[self.Name] = Plan(Snapshot{ClusterID: self.Spec.ClusterID, Node: self.Spec.Node, BasePort: 51820, Drivers: self.Spec.Drivers,
 				Prefixes: []netip.Prefix{netip.MustParsePrefix(self.Spec.Prefixes[0])}, Addresses: []netip.Addr{netip.MustParseAddr(self.Spec.Addresses[0])}, Endpoints: all})
 		}
 		return plans
@@ -207,7 +217,7 @@ func TestPortsAreKeptInAFile(t *testing.T) {
 }
 
 func TestConfigReportsEveryProblem(t *testing.T) {
-	err := Config{Prefixes: []string{"10.8.0.1/16"}, Driver: "pigeon", Addresses: []string{"here"}}.Validate()
+	err := Config{Prefixes: []string{"10.8.0.1/16"}, Drivers: []string{"pigeon"}, Addresses: []string{"here"}}.Validate()
 	for _, want := range []string{"--cluster-id", "--node", "10.8.0.0/16", "pigeon", "--port", "--state-dir", "here", "no log"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v does not say %q", err, want)

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"net/netip"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 
@@ -22,7 +21,7 @@ func underlayMTU(addresses []netip.Addr) int {
 			continue
 		}
 		link, err := netlink.LinkByIndex(routes[0].LinkIndex)
-		if err != nil || strings.HasPrefix(link.Attrs().Name, cables.LinkPrefix) {
+		if err != nil || cables.IsLink(link.Attrs().Name) {
 			continue
 		}
 		mtu := link.Attrs().MTU

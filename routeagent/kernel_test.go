@@ -38,7 +38,7 @@ func TestRandomWalkBetweenPlans(t *testing.T) {
 	// Something with a carrier stands in for the devices of cables.
 	cableDevices := ""
 	for _, endpoint := range []string{"c2.gw", "c2.gw2"} {
-		cableDevices += fmt.Sprintf("ip link add %[1]s type bridge; ip link set %[1]s up\n", cables.LinkName(endpoint))
+		cableDevices += fmt.Sprintf("ip link add %[1]s type bridge; ip link set %[1]s up\n", cables.LinkName(cables.WireGuard, endpoint))
 	}
 	netns.Sh(t, strings.ReplaceAll(`sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0 net.ipv4.conf.all.rp_filter=1
 		ip link set lo up; ip link add eth0 type veth peer name peer0; ip link set eth0 up; ip link set peer0 up

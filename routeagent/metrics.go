@@ -1,7 +1,6 @@
 package routeagent
 
 import (
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -78,7 +77,7 @@ func (m *metrics) plan(desired Desired) {
 		switch {
 		case len(hops) == 0:
 			counts["blackhole"]++ // one stands behind every route
-		case strings.HasPrefix(hops[0].Dev, cables.LinkPrefix):
+		case cables.IsLink(hops[0].Dev):
 			counts["gateway"]++
 		case hops[0].Dev == LinkVXLAN:
 			counts["tunnel"]++

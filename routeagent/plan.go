@@ -131,7 +131,7 @@ func (d Desired) inUse() map[netip.Prefix][]netstate.Nexthop {
 // same decision with another health of the paths, of which only the members of groups are then applied.
 func Plan(s Snapshot) Desired {
 	p := planner{Snapshot: s, cables: cables.Decide(cables.Input{
-		ClusterID: s.ClusterID, Prefixes: s.Prefixes, Nodes: s.nodeAddresses(), Endpoints: s.Endpoints,
+		ClusterID: s.ClusterID, Node: s.Node, Prefixes: s.Prefixes, Nodes: s.nodeAddresses(), Endpoints: s.Endpoints,
 	}), targets: map[nodeprobe.Target]bool{}}
 	p.remote = p.cables.Prefixes()
 	p.problems = p.cables.Problems
@@ -226,7 +226,7 @@ func (p *planner) ways(v6 bool) (ways []way) {
 	for _, gateway := range p.cables.Locals {
 		w := way{gateway: gateway}
 		node := p.node(gateway.Node)
-		target := nodeprobe.Target{Gateway: gateway.Name, PublicKey: gateway.PublicKey}
+		target := nodeprobe.Target{Gateway: gateway.Name, PublicKey: gateway.ProbeKey}
 		switch {
 		case node == nil:
 			p.problem("gateway node %s is no node of this cluster", gateway.Node)
@@ -257,7 +257,7 @@ func (p *planner) ways(v6 bool) (ways []way) {
 		if target.Addr.IsValid() {
 			p.targets[target] = p.targets[target] || slices.ContainsFunc(slices.Collect(maps.Values(p.InUse)), func(hops []netstate.Nexthop) bool {
 				return slices.ContainsFunc(hops, func(hop netstate.Nexthop) bool {
-					return hop == w.hop || w.hop.Dev == "" && strings.HasPrefix(hop.Dev, cables.LinkPrefix)
+					return hop == w.hop || w.hop.Dev == "" && cables.IsLink(hop.Dev)
 				})
 			})
 		}
@@ -318,12 +318,15 @@ func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse 
 			continue
 		}
 		for _, remote := range cluster.Gateways {
+			if remote.Link == "" {
+				continue // a problem that is named already
+			}
 			// Without a carrier (nobody reads a TUN device) the kernel would not take it.
 			if link := p.link(remote.Link); link == nil || !link.Up {
 				p.problem("the device of the cable to %s is not there or has no carrier: is the gateway running on this node?", remote.Name)
 				continue
 			}
-			hop := netstate.Nexthop{IPv6: v6, Dev: remote.Link}
+			hop := netstate.Nexthop{IPv6: v6 || remote.Via.IsValid(), Via: remote.Via, Dev: remote.Link}
 			all = append(all, candidate{hop: hop, own: true, live: live(hop, remote), draining: draining, gateway: w.gateway.Node, endpoint: remote.Name, health: w.health})
 		}
 	}
@@ -618,7 +621,7 @@ func (p *planner) sysctls() {
 		switch {
 		case link.Name == LinkVXLAN:
 			wanted = p.own != nil && len(p.state.Links) > 0
-		case strings.HasPrefix(link.Name, cables.LinkPrefix):
+		case cables.IsLink(link.Name):
 			wanted = p.own != nil
 		case strings.HasPrefix(link.Name, "fastnet-"):
 		case slices.Contains([]string{"vxlan", "geneve", "ipip", "ip6tnl", "sit", "gre", "wireguard", "tuntap"}, link.Kind):

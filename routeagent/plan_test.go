@@ -41,8 +41,8 @@ func addrs(texts ...string) (out []netip.Addr) {
 func endpoint(cluster, node, address string, cidrs ...string) v1alpha1.Endpoint {
 	return v1alpha1.Endpoint{
 		ObjectMeta: metav1.ObjectMeta{Name: cluster + "." + node},
-		Spec: v1alpha1.EndpointSpec{ClusterID: cluster, Node: node, Driver: "wireguard", Addresses: []string{address}, Port: 51820,
-			PublicKey: "key of " + node, Prefixes: cidrs},
+		Spec: v1alpha1.EndpointSpec{ClusterID: cluster, Node: node, Drivers: []v1alpha1.EndpointDriver{{Name: "wireguard"}}, Addresses: []string{address}, Port: 51820,
+			ProbeKey: "key of " + node, Prefixes: cidrs},
 	}
 }
 
@@ -73,7 +73,7 @@ func asGateway(s *Snapshot) {
 }
 
 func cableTo(endpoint string) Link {
-	return Link{Name: cables.LinkName(endpoint), Kind: "tuntap", Up: true, MTU: 1420}
+	return Link{Name: cables.LinkName(cables.WireGuard, endpoint), Kind: "tuntap", Up: true, MTU: 1420}
 }
 
 // twoGateways adds a gateway to both clusters: here gw2, on the segment of n1.
@@ -377,7 +377,7 @@ func TestHealthMovesMembersOnly(t *testing.T) {
 func TestBeginningMovesNothing(t *testing.T) {
 	s := base()
 	amongGateways(&s)
-	only := []netstate.Nexthop{{Dev: cables.LinkName("c2.gw2")}}
+	only := []netstate.Nexthop{{Dev: cables.LinkName(cables.WireGuard, "c2.gw2")}}
 	s.InUse = map[netip.Prefix][]netstate.Nexthop{prefixes("10.9.0.0/16")[0]: only}
 	probed("c1.n1", liveness.Up, nil)(&s)
 	probed("c1.gw", liveness.Unknown, nil)(&s)

@@ -241,7 +241,7 @@ type ExportedEndpointsList struct {
 // +kubebuilder:object:root=true
 // +kubebuilder:printcolumn:name="Cluster",type=string,JSONPath=`.spec.clusterID`
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.node`
-// +kubebuilder:printcolumn:name="Driver",type=string,JSONPath=`.spec.driver`
+// +kubebuilder:printcolumn:name="Drivers",type=string,JSONPath=`.spec.drivers[*].name`
 // +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.spec.addresses`
 // +kubebuilder:printcolumn:name="Port",type=integer,JSONPath=`.spec.port`
 // +kubebuilder:printcolumn:name="CIDRs",type=string,JSONPath=`.spec.prefixes`
@@ -258,9 +258,12 @@ type EndpointSpec struct {
 	// clusterUID is the UID of the cluster's namespace kube-system: two clusters that claim one ID differ in it.
 	ClusterUID string `json:"clusterUID"`
 	Node       string `json:"node"`
-	// driver is wireguard, ipsec or vxlan.
-	// +kubebuilder:validation:Enum=wireguard;ipsec;vxlan
-	Driver string `json:"driver"`
+	// drivers that the gateway has, the preferred first. Two gateways meet on the first of the one whose cluster has the
+	// smaller ID that the other has too.
+	// +kubebuilder:validation:MinItems=1
+	// +listType=map
+	// +listMapKey=name
+	Drivers []EndpointDriver `json:"drivers"`
 	// addresses of the gateway node on the network between clusters (peer addresses), the preferred first.
 	// +kubebuilder:validation:MinItems=1
 	// +listType=atomic
@@ -271,12 +274,25 @@ type EndpointSpec struct {
 	// here yet has to wait.
 	// +optional
 	Ports map[string]int32 `json:"ports,omitempty"`
-	// publicKey of the gateway, in the driver's own form (WireGuard: 32 bytes in base64).
+	// probeKey is the X25519 public key (32 bytes in base64) by which the nodes of the gateway's own cluster know who answers
+	// their probes. No cable uses it.
 	// +optional
-	PublicKey string `json:"publicKey,omitempty"`
+	ProbeKey string `json:"probeKey,omitempty"`
 	// prefixes (pod and service ranges, both families) that lie behind the gateway.
 	// +listType=set
 	Prefixes []string `json:"prefixes"`
+}
+
+// EndpointDriver is a kind of cable that a gateway can make.
+type EndpointDriver struct {
+	// +kubebuilder:validation:Enum=wireguard;ipsec;vxlan
+	Name string `json:"name"`
+	// publicKey of the gateway, in the driver's own form (wireguard and ipsec: 32 bytes in base64; vxlan has none).
+	// +optional
+	PublicKey string `json:"publicKey,omitempty"`
+	// port (UDP) of the driver's own, where it has one beside those for peers (ipsec: IKE and ESP in UDP).
+	// +optional
+	Port int32 `json:"port,omitempty"`
 }
 
 // EndpointList is a list of Endpoints.
@@ -306,7 +322,7 @@ type Gateway struct {
 
 // GatewayStatus is the state of the gateway's cables.
 type GatewayStatus struct {
-	// driver in use, with its implementation: "wireguard" or "wireguard (in-process)".
+	// driver: those of this gateway, with their implementations: "wireguard (in-process), vxlan".
 	// +optional
 	Driver string `json:"driver,omitempty"`
 	// drain is empty, or draining while traffic is being moved to other gateways, or drained when none is left.
@@ -349,7 +365,8 @@ type Cable struct {
 	ClusterID string `json:"clusterID"`
 	// endpoint is the name of the other side's Endpoint.
 	Endpoint string `json:"endpoint"`
-	Driver   string `json:"driver"`
+	// driver with its implementation: "wireguard" or "wireguard (in-process)".
+	Driver string `json:"driver"`
 	// peerAddress in use, with its port.
 	// +optional
 	PeerAddress string     `json:"peerAddress,omitempty"`

@@ -14,6 +14,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/fastnet-io/fastnet/gateway"
+	"github.com/fastnet-io/fastnet/internal/cables"
 	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 )
 
@@ -50,7 +51,8 @@ func command() *cobra.Command {
 	shared.StringVar(&config.ClusterID, "cluster-id", "", "ID of this cluster")
 	shared.StringVar(&config.Node, "node", os.Getenv("NODE_NAME"), "name of this node (default: $NODE_NAME)")
 	flags.StringSliceVar(&config.Prefixes, "prefixes", nil, "pod and service CIDRs of this cluster, both families, comma separated")
-	flags.StringVar(&config.Driver, "driver", gateway.DriverWireGuard, "cable driver: wireguard")
+	flags.StringSliceVar(&config.Drivers, "driver", []string{cables.WireGuard}, "cable drivers, the preferred first, comma separated: wireguard and vxlan")
+	flags.BoolVar(&config.AllowUnencrypted, "allow-unencrypted", false, "allow the driver vxlan, which sends the packets of pods unencrypted")
 	flags.Uint16Var(&config.Port, "port", 51820, "first UDP port for peers; each peer has one of its own, from here upwards")
 	flags.Uint16Var(&config.NodeProbePort, "node-probe-port", nodeprobe.DefaultPort, "UDP port at which the nodes of this cluster are answered")
 	flags.StringSliceVar(&config.Addresses, "addresses", nil, "addresses of this node for peers (default: the Node's ExternalIPs and InternalIPs)")

@@ -11,14 +11,18 @@ import (
 	"time"
 )
 
-// Config is the set of cables a gateway should have.
+// Config is the set of cables of one driver that a gateway should have.
 type Config struct {
-	// Peers, one for each Endpoint of another cluster, sorted by name.
+	// Self is the name of this gateway's Endpoint.
+	Self string
+	// Peers, one for each Endpoint of another cluster that this driver leads to, sorted by name.
 	Peers []Peer
 }
 
 // Peer is the other end of a cable.
 type Peer struct {
+	// Driver by its name.
+	Driver string
 	// Endpoint is the name of the peer's Endpoint object.
 	Endpoint  string
 	ClusterID string
@@ -32,6 +36,8 @@ type Peer struct {
 	PublicKey string
 	// Address to reach it at; invalid while none is known: then the peer may still come to us.
 	Address netip.AddrPort
+	// DriverPort is the driver's own port at the peer, 0 where it has none.
+	DriverPort uint16
 	// Prefixes that lie behind the peer. Those of two peers are the same where both are gateways of one cluster. What comes
 	// from the peer with another source is dropped.
 	Prefixes []netip.Prefix
@@ -40,12 +46,14 @@ type Peer struct {
 // Cable is one that exists.
 type Cable struct {
 	Endpoint, ClusterID string
+	// Driver with its implementation; who asks a driver knows it, and it is left empty.
+	Driver string
 	// PeerAddress that packets go to now, as the driver has learned it.
 	PeerAddress netip.AddrPort
 	// Local and Probe are the addresses of this end and of the peer inside the cable, with the device as their zone; invalid
 	// where the kernel has no IPv6.
 	Local, Probe netip.Addr
-	// LastHandshake is zero before the first.
+	// LastHandshake is zero before the first, and where the driver has none.
 	LastHandshake time.Time
 	// Sent and Received bytes of the cable, headers of the tunnel included.
 	Sent, Received int64
@@ -62,11 +70,9 @@ type Report struct {
 
 // Driver makes cables of one kind.
 type Driver interface {
-	// PublicKey of this gateway, in the driver's form. It makes and keeps a key where there is none, and fails on one that it
-	// cannot read: a new key in its place would cut every cable.
+	// PublicKey of this gateway, in the driver's form, "" where the driver has none. It makes and keeps a key where there is
+	// none, and fails on one that it cannot read: a new key in its place would cut every cable.
 	PublicKey() (string, error)
-	// PrivateKey is its other half, an X25519 key, for what else this gateway says in its own name.
-	PrivateKey() ([]byte, error)
 	// Apply makes the cables exist that the configuration names, and no others. Cables that stay are not disturbed.
 	Apply(context.Context, Config) error
 	// Report says what exists.
@@ -85,8 +91,15 @@ func (c Config) String() string {
 		if peer.Address.IsValid() {
 			address = peer.Address.String()
 		}
-		fmt.Fprintf(&b, "peer %s (cluster %s): link %s, listen port %d, mtu %d, public key %s, address %s, allowed %v\n",
-			peer.Endpoint, peer.ClusterID, peer.Link, peer.Port, peer.MTU, peer.PublicKey, address, peer.Prefixes)
+		key := ""
+		if peer.PublicKey != "" {
+			key = " public key " + peer.PublicKey + ","
+		}
+		if peer.DriverPort != 0 {
+			key += fmt.Sprintf(" driver's port %d,", peer.DriverPort)
+		}
+		fmt.Fprintf(&b, "peer %s (cluster %s): %s, link %s, listen port %d, mtu %d,%s address %s, allowed %v\n",
+			peer.Endpoint, peer.ClusterID, peer.Driver, peer.Link, peer.Port, peer.MTU, key, address, peer.Prefixes)
 	}
 	return b.String()
 }

@@ -35,6 +35,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/fastnet-io/fastnet/gateway/cable"
+	"github.com/fastnet-io/fastnet/gateway/keyfile"
 	"github.com/fastnet-io/fastnet/internal/netstate"
 )
 
@@ -94,15 +95,6 @@ func (d *Driver) PublicKey() (string, error) {
 		return "", err
 	}
 	return key.PublicKey().String(), nil
-}
-
-// PrivateKey as it lies on the node.
-func (d *Driver) PrivateKey() ([]byte, error) {
-	key, err := loadKey(d.config.KeyFile)
-	if err != nil {
-		return nil, err
-	}
-	return key[:], nil
 }
 
 // ProbeAddress is the address inside the cable of the gateway with this key: link-local, from a hash of the key. Nobody
@@ -325,11 +317,7 @@ func (d *Driver) Report(context.Context) (cable.Report, error) {
 func (d *Driver) Remove(ctx context.Context) error {
 	err := d.Close()
 	_, linkErr := d.kernel.Apply(ctx, netstate.State{})
-	keyErr := os.Remove(d.config.KeyFile)
-	if errors.Is(keyErr, os.ErrNotExist) {
-		keyErr = nil
-	}
-	return errors.Join(err, linkErr, keyErr)
+	return errors.Join(err, linkErr, keyfile.Remove(d.config.KeyFile))
 }
 
 // Close ends the in-process devices; the TUN devices and their routes stay. Kernel devices work on by themselves.

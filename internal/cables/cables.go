@@ -23,8 +23,6 @@ package cables
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/base32"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -37,6 +35,10 @@ import (
 type Input struct {
 	// ClusterID of this cluster.
 	ClusterID string
+	// Node that decides. Drivers are those of its gateway, the preferred first; none on a node that is no gateway, which makes
+	// no cable and so has no devices to know.
+	Node    string
+	Drivers []string
 	// Prefixes of this cluster: pods and services, both families.
 	Prefixes []netip.Prefix
 	// Nodes are addresses of this cluster's own nodes, as far as known. A remote prefix that covered one would draw the
@@ -60,8 +62,8 @@ type Plan struct {
 type Local struct {
 	// Name of its Endpoint.
 	Name, Node string
-	// PublicKey in the driver's form.
-	PublicKey string
+	// ProbeKey by which nodes know it, see package nodeprobe.
+	ProbeKey string
 }
 
 // Cluster is another cluster of the clusterset.
@@ -78,14 +80,19 @@ type Cluster struct {
 type Remote struct {
 	// Name of its Endpoint.
 	Name, ClusterID, Node string
-	Driver                string
-	PublicKey             string
+	// Driver that this node and it meet on, "" where there is none; Link and Via are then empty too.
+	Driver string
+	// PublicKey in the driver's form; DriverPort is the driver's own port, 0 where it has none.
+	PublicKey  string
+	DriverPort uint16
 	// Addresses to try, the preferred first.
 	Addresses []netip.Addr
 	// Ports at which it awaits other gateways, by their Endpoints' names. One that is not here has to wait.
 	Ports map[string]uint16
-	// Link is the device on every gateway node of this cluster that leads to it; "" where another Endpoint has the name.
+	// Link is the device on this node that leads to it; "" where another Endpoint has the name.
 	Link string
+	// Via is the next hop in that device; invalid where the device leads to nobody else anyway.
+	Via netip.Addr
 }
 
 // Prefixes of all other clusters, sorted.
@@ -104,18 +111,6 @@ func (p Plan) Local(node string) *Local {
 		return &p.Locals[i]
 	}
 	return nil
-}
-
-// LinkPrefix begins the names of the devices of cables: a mark by which the gateway knows its own, also those that a
-// crashed process left. All devices of Fastnet begin with "fastnet-"; the route agent's with "fastnet-vx".
-const LinkPrefix = "fastnet-w"
-
-// LinkName is the name of the device that leads to an Endpoint, the same on every gateway node. Linux takes 15 bytes: 9 are
-// the prefix, 6 are 30 bits of a hash. Among a hundred Endpoints two have the same one in one clusterset of 200,000;
-// Decide finds it.
-func LinkName(endpoint string) string {
-	sum := sha256.Sum256([]byte("fastnet cable " + endpoint))
-	return LinkPrefix + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:])[:6])
 }
 
 // claim is a prefix that a cluster says is its own.
@@ -145,7 +140,7 @@ func Decide(in Input) Plan {
 		slices.SortFunc(endpoints, func(a, b v1alpha1.Endpoint) int { return cmp.Compare(a.Name, b.Name) })
 	}
 	for _, own := range byCluster[in.ClusterID] {
-		plan.Locals = append(plan.Locals, Local{Name: own.Name, Node: own.Spec.Node, PublicKey: own.Spec.PublicKey})
+		plan.Locals = append(plan.Locals, Local{Name: own.Name, Node: own.Spec.Node, ProbeKey: own.Spec.ProbeKey})
 	}
 	delete(byCluster, in.ClusterID)
 
@@ -181,16 +176,21 @@ func Decide(in Input) Plan {
 		slices.SortFunc(prefixes, netip.Prefix.Compare)
 		inside = append(inside, prefixes...)
 	}
-	links, problems := links(byCluster)
+	owners, problems := owners(byCluster)
 	plan.Problems = append(plan.Problems, problems...)
+	drivers := in.drivers()
 	for id, endpoints := range byCluster {
 		cluster := Cluster{ID: id, Prefixes: believed[id]}
 		for _, endpoint := range endpoints {
 			remote := Remote{
-				Name: endpoint.Name, ClusterID: id, Node: endpoint.Spec.Node, Driver: endpoint.Spec.Driver, PublicKey: endpoint.Spec.PublicKey,
-				Link: links[endpoint.Name],
+				Name: endpoint.Name, ClusterID: id, Node: endpoint.Spec.Node,
 			}
 			var problems []string
+			if len(drivers) > 0 {
+				if problem := remote.meet(in.ClusterID, drivers, endpoint.Spec.Drivers, owners[endpoint.Name]); problem != "" {
+					plan.Problems = append(plan.Problems, problem)
+				}
+			}
 			remote.Addresses, problems = peerAddresses(endpoint, inside)
 			plan.Problems = append(plan.Problems, problems...)
 			remote.Ports, problems = ports(endpoint)
@@ -204,8 +204,8 @@ func Decide(in Input) Plan {
 	return plan
 }
 
-// links gives every Endpoint of other clusters its device name.
-func links(byCluster map[string][]v1alpha1.Endpoint) (links map[string]string, problems []string) {
+// owners says of every Endpoint of other clusters whether the devices named after it are its own.
+func owners(byCluster map[string][]v1alpha1.Endpoint) (owners map[string]bool, problems []string) {
 	var all []v1alpha1.Endpoint
 	for _, endpoints := range byCluster {
 		all = append(all, endpoints...)
@@ -213,18 +213,18 @@ func links(byCluster map[string][]v1alpha1.Endpoint) (links map[string]string, p
 	slices.SortFunc(all, func(a, b v1alpha1.Endpoint) int {
 		return cmp.Or(cmp.Compare(a.CreationTimestamp.Unix(), b.CreationTimestamp.Unix()), cmp.Compare(a.Name, b.Name))
 	})
-	links = map[string]string{}
-	owners := map[string]string{}
+	owners = map[string]bool{}
+	byName := map[string]string{}
 	for _, endpoint := range all {
-		link := LinkName(endpoint.Name)
-		if owner := owners[link]; owner != "" {
+		name := linkHash(endpoint.Name)
+		if owner := byName[name]; owner != "" {
 			problems = append(problems, fmt.Sprintf("cluster %s: Endpoint %s would have the link name of %s, which is older: no cable, give its node another name",
 				endpoint.Spec.ClusterID, endpoint.Name, owner))
 			continue
 		}
-		owners[link], links[endpoint.Name] = endpoint.Name, link
+		byName[name], owners[endpoint.Name] = endpoint.Name, true
 	}
-	return links, problems
+	return owners, problems
 }
 
 // twin names an Endpoint that comes from another cluster than the first one, "" when there is none.

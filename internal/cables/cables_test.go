@@ -17,8 +17,8 @@ func endpoint(name string, created int64, prefixes ...string) v1alpha1.Endpoint 
 	cluster, node, _ := strings.Cut(name, ".")
 	return v1alpha1.Endpoint{
 		ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: metav1.Time{Time: time.Unix(created, 0)}},
-		Spec: v1alpha1.EndpointSpec{ClusterID: cluster, ClusterUID: "uid-" + cluster, Node: node, Driver: "wireguard",
-			Addresses: []string{"192.0.2.1", "2001:db8::1"}, Port: 51820, PublicKey: "key", Prefixes: prefixes},
+		Spec: v1alpha1.EndpointSpec{ClusterID: cluster, ClusterUID: "uid-" + cluster, Node: node, Drivers: []v1alpha1.EndpointDriver{{Name: "wireguard", PublicKey: "key"}},
+			Addresses: []string{"192.0.2.1", "2001:db8::1"}, Port: 51820, Prefixes: prefixes},
 	}
 }
 
@@ -36,7 +36,7 @@ func (p Plan) text() string {
 		fmt.Fprintf(&b, "%s: %v\n", c.ID, c.Prefixes)
 		for _, r := range c.Gateways {
 			fmt.Fprintf(&b, "  %s on %s at %v, awaits us at %d", r.Name, r.Node, r.Addresses, r.Ports["c1.a"])
-			if r.Link != LinkName(r.Name) {
+			if r.Link != LinkName(WireGuard, r.Name) {
 				fmt.Fprintf(&b, ", link %q", r.Link)
 			}
 			b.WriteString("\n")
@@ -110,7 +110,7 @@ func TestDecide(t *testing.T) {
 				"cluster c2: Endpoint " + twinName1 + " would have the link name of " + twinName2 + ", which is older: no cable, give its node another name\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			in := Input{ClusterID: "c1", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.8.0.0/16"), netip.MustParsePrefix("fd00:8::/32")},
+			in := Input{ClusterID: "c1", Drivers: []string{WireGuard}, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.8.0.0/16"), netip.MustParsePrefix("fd00:8::/32")},
 				Nodes: []netip.Addr{netip.MustParseAddr("172.18.0.2")}, Endpoints: test.endpoints}
 			if diff := cmp.Diff(test.want, Decide(in).text()); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
@@ -140,19 +140,21 @@ func TestParsePrefixes(t *testing.T) {
 const twinName1, twinName2 = "c2.n23982", "c2.n27021"
 
 func TestLinkNames(t *testing.T) {
-	if LinkName(twinName1) != LinkName(twinName2) {
+	if LinkName(WireGuard, twinName1) != LinkName(WireGuard, twinName2) {
 		t.Errorf("%s and %s were to have one link name", twinName1, twinName2)
 	}
 	seen := map[string]string{}
 	for i := range 1000 {
 		endpoint := fmt.Sprintf("east.worker-%d", i)
-		link := LinkName(endpoint)
-		if len(link) > 15 || !strings.HasPrefix(link, LinkPrefix) || strings.HasPrefix(link, "fastnet-vx") || link != LinkName(endpoint) {
-			t.Errorf("link of %s is %s", endpoint, link)
+		for _, driver := range Drivers() {
+			link := LinkName(driver, endpoint)
+			if len(link) > 15 || !strings.HasPrefix(link, LinkPrefix(driver)) || strings.HasPrefix(link, "fastnet-vx") || link != LinkName(driver, endpoint) || !IsLink(link) {
+				t.Errorf("link of %s is %s", endpoint, link)
+			}
+			if other := seen[link]; other != "" {
+				t.Errorf("%s and %s have one link name", endpoint, other)
+			}
+			seen[link] = endpoint
 		}
-		if other := seen[link]; other != "" {
-			t.Errorf("%s and %s have one link name", endpoint, other)
-		}
-		seen[link] = endpoint
 	}
 }

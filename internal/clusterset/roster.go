@@ -117,7 +117,11 @@ func (r Roster) Endpoint(record *v1alpha1.Endpoint) (string, error) {
 	spec := record.Spec
 	var c checker
 	c.that(spec.ClusterID == id, "clusterID is %q", spec.ClusterID)
-	c.oneOf("driver", spec.Driver, "wireguard", "ipsec", "vxlan")
+	c.that(len(spec.Drivers) > 0, "no drivers")
+	for i, driver := range spec.Drivers {
+		c.oneOf("driver", driver.Name, "wireguard", "ipsec", "vxlan")
+		c.that(!slices.ContainsFunc(spec.Drivers[:i], func(d v1alpha1.EndpointDriver) bool { return d.Name == driver.Name }), "driver %s is there twice", driver.Name)
+	}
 	c.that(spec.Port > 0 && spec.Port <= 65535, "port is %d", spec.Port)
 	c.that(len(spec.Addresses) > 0, "no addresses")
 	for _, address := range spec.Addresses {

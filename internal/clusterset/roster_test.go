@@ -142,7 +142,9 @@ func TestCheckEndpoint(t *testing.T) {
 	for want, change := range map[string]func(*v1alpha1.Endpoint){
 		"":               func(*v1alpha1.Endpoint) {},
 		"clusterID is":   func(e *v1alpha1.Endpoint) { e.Spec.ClusterID = "us" },
-		"driver is":      func(e *v1alpha1.Endpoint) { e.Spec.Driver = "gre" },
+		"no drivers":     func(e *v1alpha1.Endpoint) { e.Spec.Drivers = nil },
+		"driver is":      func(e *v1alpha1.Endpoint) { e.Spec.Drivers[0].Name = "gre" },
+		"there twice":    func(e *v1alpha1.Endpoint) { e.Spec.Drivers = append(e.Spec.Drivers, e.Spec.Drivers[0]) },
 		"port is 0":      func(e *v1alpha1.Endpoint) { e.Spec.Port = 0 },
 		"no addresses":   func(e *v1alpha1.Endpoint) { e.Spec.Addresses = nil },
 		`address "x"`:    func(e *v1alpha1.Endpoint) { e.Spec.Addresses = []string{"x"} },
@@ -151,7 +153,7 @@ func TestCheckEndpoint(t *testing.T) {
 	} {
 		t.Run(want, func(t *testing.T) {
 			e := &v1alpha1.Endpoint{ObjectMeta: meta("member-eu", "eu.n1", "eu"), Spec: v1alpha1.EndpointSpec{
-				ClusterID: "eu", Node: "n1", Driver: "wireguard", Addresses: []string{"192.0.2.1", "2001:db8::1"}, Port: 51820, Prefixes: []string{"10.0.0.0/8", "fd00::/16"},
+				ClusterID: "eu", Node: "n1", Drivers: []v1alpha1.EndpointDriver{{Name: "wireguard"}}, Addresses: []string{"192.0.2.1", "2001:db8::1"}, Port: 51820, Prefixes: []string{"10.0.0.0/8", "fd00::/16"},
 			}}
 			change(e)
 			_, err := roster(t).Endpoint(e)

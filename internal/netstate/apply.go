@@ -319,26 +319,92 @@ func (k *Kernel) neighbours(_ context.Context, want State) ([]string, error) {
 	return changes, errors.Join(errs...)
 }
 
-func (k *Kernel) forwarding(_ context.Context, want State) ([]string, error) {
+// forwarding speaks netlink itself: the netlink library knows nothing of ports.
+func (k *Kernel) forwarding(_ context.Context, want State) (changes []string, err error) {
+	links, err := k.ownLinks()
+	if err != nil {
+		return nil, err
+	}
+	names := map[int]string{}
+	for _, link := range links {
+		names[link.Attrs().Index] = link.Attrs().Name
+	}
+	messages, err := whole(func() ([][]byte, error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETNEIGH, unix.NLM_F_DUMP)
+		req.AddData(&netlink.Ndmsg{Family: unix.AF_BRIDGE})
+		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list forwarding entries: %w", err)
+	}
 	var errs []error
-	wanted := map[string]netlink.Neigh{}
-	for _, f := range want.Forwarding {
-		neigh, err := neighbour(f.Link, f.MAC)
-		if err != nil {
-			errs = append(errs, err)
+	var have []Forwarding
+	for _, m := range messages {
+		// struct ndmsg: family, padding, link at 4, state at 8.
+		link := names[int(binary.NativeEndian.Uint32(m[4:]))]
+		if link == "" || m[0] != unix.AF_BRIDGE || binary.NativeEndian.Uint16(m[8:])&netlink.NUD_PERMANENT == 0 {
 			continue
 		}
-		neigh.Family, neigh.Flags, neigh.IP = unix.AF_BRIDGE, netlink.NTF_SELF, f.Dst.AsSlice()
-		wanted[f.String()] = neigh
-	}
-	changes, err := k.eachLink(want, unix.AF_BRIDGE, func(link netlink.Link, n netlink.Neigh) string {
-		dst, ok := netip.AddrFromSlice(n.IP)
-		if !ok {
-			return ""
+		attrs, err := attributes(m[unix.SizeofNdMsg:])
+		if err != nil {
+			return nil, fmt.Errorf("list forwarding entries: %w", err)
 		}
-		return Forwarding{Link: link.Attrs().Name, MAC: n.HardwareAddr.String(), Dst: dst.Unmap()}.String()
-	}, wanted)
-	return changes, errors.Join(append(errs, err)...)
+		dst, ok := netip.AddrFromSlice(attrs[netlink.NDA_DST])
+		if !ok {
+			continue
+		}
+		f := Forwarding{Link: link, MAC: net.HardwareAddr(attrs[netlink.NDA_LLADDR]).String(), Dst: dst.Unmap()}
+		if port := attrs[netlink.NDA_PORT]; len(port) == 2 { // left out where it is the device's own
+			f.Port = int(binary.BigEndian.Uint16(port))
+		}
+		have = append(have, f)
+	}
+	ports := map[string]int{}
+	for _, link := range links {
+		if vxlan, ok := link.(*netlink.Vxlan); ok {
+			ports[link.Attrs().Name] = vxlan.Port
+		}
+	}
+	var wanted []Forwarding
+	for _, f := range want.Forwarding {
+		if f.Port == ports[f.Link] {
+			f.Port = 0
+		}
+		wanted = append(wanted, f)
+	}
+	for _, f := range have {
+		if !slices.Contains(wanted, f) {
+			errs = append(errs, ignoring(gone, setForwarding(unix.RTM_DELNEIGH, 0, f), "remove %s", f))
+			changes = append(changes, "- "+f.String())
+		}
+	}
+	for _, f := range wanted {
+		if slices.Contains(have, f) {
+			continue
+		}
+		if err := setForwarding(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, f); err != nil {
+			errs = append(errs, fmt.Errorf("set %s: %w", f, err))
+			continue
+		}
+		changes = append(changes, "+ "+f.String())
+	}
+	return changes, errors.Join(errs...)
+}
+
+func setForwarding(message, flags int, f Forwarding) error {
+	neigh, err := neighbour(f.Link, f.MAC)
+	if err != nil {
+		return err
+	}
+	req := nl.NewNetlinkRequest(message, flags|unix.NLM_F_ACK)
+	req.AddData(&netlink.Ndmsg{Family: unix.AF_BRIDGE, Index: uint32(neigh.LinkIndex), State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF})
+	req.AddData(nl.NewRtAttr(netlink.NDA_LLADDR, neigh.HardwareAddr))
+	req.AddData(nl.NewRtAttr(netlink.NDA_DST, f.Dst.AsSlice()))
+	if f.Port != 0 {
+		req.AddData(nl.NewRtAttr(netlink.NDA_PORT, binary.BigEndian.AppendUint16(nil, uint16(f.Port))))
+	}
+	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
 }
 
 func neighbour(linkName, hardware string) (netlink.Neigh, error) {

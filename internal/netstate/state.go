@@ -103,9 +103,14 @@ type Forwarding struct {
 	Link string
 	MAC  string
 	Dst  netip.Addr
+	// Port (UDP) at the other end; 0 is that of the device.
+	Port int
 }
 
 func (f Forwarding) String() string {
+	if f.Port != 0 {
+		return fmt.Sprintf("%s dev %s dst %s port %d self permanent", f.MAC, f.Link, f.Dst, f.Port)
+	}
 	return fmt.Sprintf("%s dev %s dst %s self permanent", f.MAC, f.Link, f.Dst)
 }
 

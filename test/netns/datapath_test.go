@@ -45,6 +45,7 @@ type world struct {
 	dir   string
 	renew time.Duration // how often gateways write their Gateway, 0 for as often as always
 
+	driver                    string
 	gateways, agents, servers map[string]*Process // by node, and the API servers by cluster
 }
 
@@ -72,11 +73,11 @@ func (f nodeFacts) prefix6() string { return fmt.Sprintf("fd00:%d::/32", f.range
 // plain is an address in its usual form.
 func plain(addr string) string { return netip.MustParseAddr(addr).String() }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, driver string) *world {
 	t.Helper()
 	RequireRoot(t)
 	w := &world{t: t, nodes: map[string]*Namespace{}, pods: map[string]*Namespace{}, apis: map[string]*http.Client{},
-		gateways: map[string]*Process{}, agents: map[string]*Process{}, servers: map[string]*Process{}}
+		driver: driver, gateways: map[string]*Process{}, agents: map[string]*Process{}, servers: map[string]*Process{}}
 	// Paths of unix sockets are short, t.TempDir's are not.
 	dir, err := os.MkdirTemp("", "fastnet")
 	if err != nil {
@@ -276,7 +277,9 @@ func (w *world) waitCable(t *testing.T, cluster, node string, state v1alpha1.Cab
 // ---- the daemons
 
 func (w *world) startGateway(node string) {
-	w.gateways[node] = w.nodes[node].Start(w.t, "gateway", "FASTNET_TEST_CONFIG="+text(w.t, w.config(node)))
+	config := w.config(node)
+	config["Drivers"], config["AllowUnencrypted"] = []string{w.driver}, true
+	w.gateways[node] = w.nodes[node].Start(w.t, "gateway", "FASTNET_TEST_CONFIG="+text(w.t, config))
 }
 
 func (w *world) startAgent(node string) {
@@ -332,12 +335,51 @@ func (w *world) leaked(t *testing.T) string {
 	return w.wan.Sh(t, `for ipt in iptables-nft ip6tables-nft; do $ipt -t raw -vnxL PREROUTING | awk 'NR > 2 && $1 > 0'; done`)
 }
 
+// sniff listens where the packets between the clusters pass.
+func (w *world) sniff(t *testing.T) *Process {
+	var between [][2]netip.Addr
+	for _, a := range nodeTable() {
+		for _, b := range nodeTable() {
+			if a.cluster != "c1" || b.cluster != "c2" {
+				continue
+			}
+			for _, hosts := range [][2]int{{5, 5}, {1, 5}, {5, 1}} { // 1 is a node, as pods see it
+				between = append(between,
+					[2]netip.Addr{netip.MustParseAddr(fmt.Sprintf("10.8.%d.%d", a.pods, hosts[0])), netip.MustParseAddr(fmt.Sprintf("10.9.%d.%d", b.pods, hosts[1]))},
+					[2]netip.Addr{netip.MustParseAddr(fmt.Sprintf("fd00:8:%d::%d", a.pods, hosts[0])), netip.MustParseAddr(fmt.Sprintf("fd00:9:%d::%d", b.pods, hosts[1]))})
+			}
+		}
+	}
+	// The bridge's own device has what is routed between the segment of c1 and others. Frames from w1 to g1, which are in clear,
+	// go from port to port and never come by it.
+	p := w.wan.Start(t, "sniffer", "FASTNET_TEST_CONFIG="+text(t, map[string]any{"Link": "br1", "Between": between}))
+	Eventually(t, 5*time.Second, "the sniffer listens", func() error {
+		if !strings.Contains(p.Log(), "listening") {
+			return errors.New(p.Log())
+		}
+		return nil
+	})
+	return p
+}
+
+// mtu inside a cable, over links of 1500 bytes.
+func mtu(driver string) int {
+	return map[string]int{cables.WireGuard: 1420, cables.VXLAN: 1450}[driver]
+}
+
 func TestDataPath(t *testing.T) {
-	w := newWorld(t)
+	for _, driver := range []string{cables.WireGuard, cables.VXLAN} {
+		t.Run(driver, func(t *testing.T) { testDataPath(t, driver) })
+	}
+}
+
+func testDataPath(t *testing.T, driver string) {
+	w := newWorld(t, driver)
 	before := map[string]string{}
 	for name, node := range w.nodes {
 		before[name] = node.State(t)
 	}
+	sniffer := w.sniff(t)
 	w.startAPI(t, "c1", "g1")
 	w.startAPI(t, "c2", "g2")
 	for node := range nodeTable() {
@@ -377,20 +419,20 @@ func TestDataPath(t *testing.T) {
 	t.Run("pods keep their addresses, segments fit", func(t *testing.T) {
 		for _, pair := range [][2]string{{"w1", "w2"}, {"w2", "w1"}, {"g1", "w2"}, {"w1", "g2"}, {"g1", "g2"}} {
 			from, to := nodes[pair[0]], nodes[pair[1]]
-			w.expect(t, w.pods[pair[0]], to.pod4(), from.pod4(), 1420-40)
-			w.expect(t, w.pods[pair[0]], to.pod6(), from.pod6(), 1420-60)
+			w.expect(t, w.pods[pair[0]], to.pod4(), from.pod4(), mtu(driver)-40)
+			w.expect(t, w.pods[pair[0]], to.pod6(), from.pod6(), mtu(driver)-60)
 		}
 	})
 	t.Run("clients in the host network are seen with their node's pod address", func(t *testing.T) {
 		for _, pair := range [][2]string{{"w1", "w2"}, {"w2", "w1"}, {"g1", "w2"}, {"g2", "g1"}} {
 			from, to := nodes[pair[0]], nodes[pair[1]]
-			w.expect(t, w.nodes[pair[0]], to.pod4(), fmt.Sprintf("10.%d.%d.1", from.range4(), from.pods), 1420-40)
-			w.expect(t, w.nodes[pair[0]], to.pod6(), plain(fmt.Sprintf("fd00:%d:%d::1", from.range4(), from.pods)), 1420-60)
+			w.expect(t, w.nodes[pair[0]], to.pod4(), fmt.Sprintf("10.%d.%d.1", from.range4(), from.pods), mtu(driver)-40)
+			w.expect(t, w.nodes[pair[0]], to.pod6(), plain(fmt.Sprintf("fd00:%d:%d::1", from.range4(), from.pods)), mtu(driver)-60)
 		}
 	})
 	t.Run("direct on one segment, VXLAN on two", func(t *testing.T) {
 		for node, want := range map[string]string{
-			"w1": "via 172.31.1.2 dev eth0 proto 250 metric 50", "w2": "via inet6 fe80:", "g1": "dev " + cables.LinkName("c2.g2"),
+			"w1": "via 172.31.1.2 dev eth0 proto 250 metric 50", "w2": "via inet6 fe80:", "g1": "dev " + cables.LinkName(driver, "c2.g2"),
 		} {
 			if routes := w.nodes[node].Sh(t, "ip route show table 64087"); !strings.Contains(routes, want) || !strings.Contains(routes, "blackhole") {
 				t.Errorf("routes of %s, want %q and a blackhole:\n%s", node, want, routes)
@@ -451,7 +493,7 @@ func TestDataPath(t *testing.T) {
 		w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 5*time.Second)
 	})
 	t.Run("a device that vanishes is made again, and in between all is dropped", func(t *testing.T) {
-		w.nodes["g1"].Sh(t, "ip link delete "+cables.LinkName("c2.g2"))
+		w.nodes["g1"].Sh(t, "ip link delete "+cables.LinkName(driver, "c2.g2"))
 		Eventually(t, 5*time.Second, "pods reach each other again", func() error {
 			_, _, err := ask(w.pods["w1"], nodes["w2"].pod4())
 			return err
@@ -463,7 +505,7 @@ func TestDataPath(t *testing.T) {
 		w.waitCable(t, "c1", "g1", v1alpha1.CableDown, 10*time.Second)
 		w.wan.Sh(t, "ip link set to-g2 up")
 		w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 15*time.Second)
-		w.expect(t, w.pods["w1"], nodes["w2"].pod4(), nodes["w1"].pod4(), 1420-40)
+		w.expect(t, w.pods["w1"], nodes["w2"].pod4(), nodes["w1"].pod4(), mtu(driver)-40)
 	})
 	t.Run("a gateway that is to go says so, and is drained when nothing is carried", func(t *testing.T) {
 		var node object
@@ -491,7 +533,7 @@ func TestDataPath(t *testing.T) {
 				return err
 			})
 		}
-		w.expect(t, w.pods["w1"], nodes["w2"].pod4(), nodes["w1"].pod4(), 1420-40)
+		w.expect(t, w.pods["w1"], nodes["w2"].pod4(), nodes["w1"].pod4(), mtu(driver)-40)
 	})
 	t.Run("a restart leaves all as it is", func(t *testing.T) {
 		during := w.nodes["g1"].State(t)
@@ -509,10 +551,22 @@ func TestDataPath(t *testing.T) {
 		}
 		w.startGateway("g1")
 		w.startAgent("g1")
-		w.expect(t, w.pods["w1"], nodes["w2"].pod4(), nodes["w1"].pod4(), 1420-40)
+		// Packets pass without them too; that they are there again the next part needs.
+		for _, p := range []*Process{w.gateways["g1"], w.agents["g1"]} {
+			Eventually(t, 10*time.Second, "started again", func() error {
+				if !strings.Contains(p.Log(), " starts") {
+					return errors.New(p.Log())
+				}
+				return nil
+			})
+		}
+		w.expect(t, w.pods["w1"], nodes["w2"].pod4(), nodes["w1"].pod4(), mtu(driver)-40)
 	})
 	if leaked := w.leaked(t); leaked != "" {
 		t.Errorf("the WAN has seen packets of pods in clear:\n%s", leaked)
+	}
+	if seen := strings.Contains(sniffer.Log(), "clear"); seen != (driver == cables.VXLAN) {
+		t.Errorf("packets of pods in clear on the way between the clusters: %t\n%s", seen, sniffer.Log())
 	}
 	t.Run("an uninstall leaves nothing", func(t *testing.T) {
 		// c1: the DaemonSets are gone. c2: its API server does not know us any more.

@@ -170,8 +170,8 @@ func (f *fork) api() {
 	f.create(t, "c1", "/api/v1/namespaces", object{"metadata": object{"name": "kube-system"}})
 	f.create(t, "c1", daemonSets, object{"metadata": object{"name": "fastnet-routeagent", "namespace": "fastnet-system"}})
 	endpoint := func(cluster, node, key string, prefixes ...string) {
-		e := v1alpha1.Endpoint{Spec: v1alpha1.EndpointSpec{ClusterID: cluster, Node: node, Driver: "wireguard", Addresses: []string{"192.0.2.1"},
-			Port: 51820, PublicKey: key, Prefixes: prefixes}}
+		e := v1alpha1.Endpoint{Spec: v1alpha1.EndpointSpec{ClusterID: cluster, Node: node, Drivers: []v1alpha1.EndpointDriver{{Name: "wireguard"}}, Addresses: []string{"192.0.2.1"},
+			Port: 51820, ProbeKey: key, Prefixes: prefixes}}
 		e.Name, e.Namespace = cluster+"."+node, "fastnet-system"
 		f.create(t, "c1", endpointsURL, e)
 	}

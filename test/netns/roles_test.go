@@ -2,6 +2,7 @@ package netns
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"syscall"
@@ -21,6 +23,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/fastnet-io/fastnet/gateway"
+	"github.com/fastnet-io/fastnet/internal/cables"
 	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 	"github.com/fastnet-io/fastnet/routeagent"
 )
@@ -34,7 +37,7 @@ func TestMain(m *testing.M) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	ctrllog.SetLogger(logr.FromSlogHandler(log().Handler()))
-	roles := map[string]func(context.Context) error{"api": api, "gateway": runGateway, "routeagent": runRouteAgent, "server": server, "stream": stream}
+	roles := map[string]func(context.Context) error{"api": api, "gateway": runGateway, "routeagent": runRouteAgent, "server": server, "stream": stream, "sniffer": sniffer}
 	if err := roles[role](ctx); err != nil {
 		fmt.Fprintln(os.Stderr, role+":", err)
 		os.Exit(1)
@@ -51,7 +54,7 @@ func log() *slog.Logger {
 }
 
 func runGateway(ctx context.Context) error {
-	config := gateway.Config{Driver: gateway.DriverWireGuard, Port: 51820, NodeProbePort: nodeprobe.DefaultPort, HTTPAddress: "127.0.0.1:9471"}
+	config := gateway.Config{Drivers: []string{cables.WireGuard}, Port: 51820, NodeProbePort: nodeprobe.DefaultPort, HTTPAddress: "127.0.0.1:9471"}
 	if err := settings(&config); err != nil {
 		return err
 	}
@@ -157,6 +160,60 @@ func stream(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
+		}
+	}
+}
+
+// sniffer listens on a link for packets of pods that are not encrypted: in whatever they are wrapped, an IP header with the
+// addresses of two of them is there to read. It prints each pair that it sees, once.
+func sniffer(ctx context.Context) error {
+	var look struct {
+		Link string
+		// Between are pairs of addresses of pods; a packet that goes from the one to the other, or back, is one.
+		Between [][2]netip.Addr
+	}
+	if err := settings(&look); err != nil {
+		return err
+	}
+	link, err := net.InterfaceByName(look.Link)
+	if err != nil {
+		return err
+	}
+	const allProtocols = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8 // in the order of the network
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, allProtocols)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: allProtocols, Ifindex: link.Index})
+	}
+	if err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
+	}
+	if err != nil {
+		return err
+	}
+	type pattern struct {
+		text  string
+		bytes []byte
+		seen  bool
+	}
+	var patterns []*pattern
+	for _, pair := range look.Between {
+		for _, way := range [][2]netip.Addr{pair, {pair[1], pair[0]}} {
+			patterns = append(patterns, &pattern{text: way[0].String() + " > " + way[1].String(), bytes: append(way[0].AsSlice(), way[1].AsSlice()...)})
+		}
+	}
+	context.AfterFunc(ctx, func() { os.Exit(0) })
+	fmt.Println("listening")
+	buffer := make([]byte, 1<<16)
+	for {
+		n, err := unix.Read(fd, buffer)
+		if err != nil {
+			return err
+		}
+		for _, p := range patterns {
+			if !p.seen && bytes.Contains(buffer[:n], p.bytes) {
+				p.seen = true
+				fmt.Println("clear:", p.text)
+			}
 		}
 	}
 }

@@ -249,12 +249,8 @@ func connectionRows(gateways []v1alpha1.Gateway) (rows []connectionRow, problems
 			problems = append(problems, gateway.Name+": "+problem)
 		}
 		for _, cable := range gateway.Status.Cables {
-			driver := cable.Driver
-			if gateway.Status.Driver != "" && strings.HasPrefix(gateway.Status.Driver, driver) {
-				driver = gateway.Status.Driver // with its implementation
-			}
 			rows = append(rows, connectionRow{
-				Gateway: gateway.Name, ClusterID: cable.ClusterID, Endpoint: cable.Endpoint, Driver: driver,
+				Gateway: gateway.Name, ClusterID: cable.ClusterID, Endpoint: cable.Endpoint, Driver: cable.Driver,
 				PeerAddress: cable.PeerAddress, State: string(cable.State), RTTMilliseconds: cable.RTTMilliseconds, LossPercent: cable.LossPercent,
 				Draining: cable.Draining, Since: cable.Since,
 			})

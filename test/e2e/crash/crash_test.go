@@ -467,7 +467,7 @@ func gatewayOf(id, ns string) *v1alpha1.Endpoint {
 	return &v1alpha1.Endpoint{
 		ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.Namespace, Name: id + "." + ns, Labels: map[string]string{v1alpha1.LabelSourceCluster: id}},
 		Spec: v1alpha1.EndpointSpec{
-			ClusterID: id, ClusterUID: id, Node: ns, Driver: "wireguard", Addresses: []string{"192.0.2.1", "2001:db8::1"}, Port: 4500, Prefixes: []string{"10.200.0.0/16"},
+			ClusterID: id, ClusterUID: id, Node: ns, Drivers: []v1alpha1.EndpointDriver{{Name: "wireguard"}}, Addresses: []string{"192.0.2.1", "2001:db8::1"}, Port: 4500, Prefixes: []string{"10.200.0.0/16"},
 		},
 	}
 }
