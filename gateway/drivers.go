@@ -22,24 +22,6 @@ import (
 	"github.com/fastnet-io/fastnet/internal/cables"
 )
 
-// ValidateDrivers says what is wrong with a list of drivers, the preferred first.
-func ValidateDrivers(names []string, allowUnencrypted bool) error {
-	if len(names) == 0 {
-		return errors.New("no driver")
-	}
-	for i, name := range names {
-		switch {
-		case !slices.Contains(cables.Drivers(), name):
-			return fmt.Errorf("%q is none of %s", name, strings.Join(cables.Drivers(), ", "))
-		case slices.Contains(names[:i], name):
-			return fmt.Errorf("%s is there twice", name)
-		case name == cables.VXLAN && !allowUnencrypted:
-			return errors.New("vxlan sends the packets of pods unencrypted, for all between the clusters to read and to forge: give --allow-unencrypted too if that is wanted")
-		}
-	}
-	return nil
-}
-
 // newDriver makes the driver of a name.
 func newDriver(name, stateDir, gateway string, log *slog.Logger) cable.Driver {
 	switch name {
@@ -48,7 +30,7 @@ func newDriver(name, stateDir, gateway string, log *slog.Logger) cable.Driver {
 	case cables.VXLAN:
 		return vxlan.New(vxlan.Config{LinkPrefix: cables.LinkPrefix(name), ChainPrefix: "FNVXLAN-", Log: log})
 	default:
-		panic("no driver " + name) // ValidateDrivers has let it through
+		panic("no driver " + name) // cables.CheckDrivers has let it through
 	}
 }
 

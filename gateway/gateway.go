@@ -96,7 +96,7 @@ func (c Config) Validate() error {
 	if _, err := cables.ParsePrefixes(c.Prefixes); err != nil {
 		problem("--prefixes: %w", err)
 	}
-	if err := ValidateDrivers(c.Drivers, c.AllowUnencrypted); err != nil {
+	if err := cables.CheckDrivers(c.Drivers, c.AllowUnencrypted); err != nil {
 		problem("--driver: %w", err)
 	}
 	if c.Port == 0 {

@@ -75,7 +75,8 @@ func TestRenderedCharts(t *testing.T) {
 			"dns": values{"mode": "cluster", "clusterIPs": []any{"10.88.0.10", "fd00:88::a"}},
 		})},
 		{"member-no-dns", helm.Member, "fastnet-system", member(values{
-			"dns": values{"mode": "none"}, "broker": values{"existingSecret": "join"}, "networkPolicy": values{"enabled": false},
+			"gateway": values{"driver": "vxlan,wireguard", "allowUnencrypted": true},
+			"dns":     values{"mode": "none"}, "broker": values{"existingSecret": "join"}, "networkPolicy": values{"enabled": false},
 			"image": values{"registry": "registry.example/fastnet", "tag": "v1", "pullSecrets": []any{values{"name": "regcred"}}},
 		})},
 	} {
@@ -107,6 +108,8 @@ func TestRefusals(t *testing.T) {
 		{"capitals", helm.Broker, "fastnet-broker", values{"members": []any{values{"clusterID": "C1"}}}, "clusterID"},
 		{"no duration", helm.Broker, "fastnet-broker", values{"expireAfter": "a day"}, "expireAfter"},
 		{"unknown value", helm.Member, "fastnet-system", member(values{"clusterId": "c1"}), "clusterId"},
+		{"unencrypted unasked", helm.Member, "fastnet-system", member(values{"gateway": values{"driver": "wireguard,vxlan"}}), "allowUnencrypted"},
+		{"unknown driver", helm.Member, "fastnet-system", member(values{"gateway": values{"driver": "wireguard, vxlan"}}), "driver"},
 		{"unknown DNS mode", helm.Member, "fastnet-system", member(values{"dns": values{"mode": "auto"}}), "mode"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -29,6 +30,24 @@ func LinkPrefix(driver string) string {
 
 // Drivers that there are, in the order of their names.
 func Drivers() []string { return []string{VXLAN, WireGuard} }
+
+// CheckDrivers says what is wrong with a list of drivers, the preferred first.
+func CheckDrivers(names []string, allowUnencrypted bool) error {
+	if len(names) == 0 {
+		return errors.New("no driver")
+	}
+	for i, name := range names {
+		switch {
+		case !slices.Contains(Drivers(), name):
+			return fmt.Errorf("%q is none of %s", name, strings.Join(Drivers(), ", "))
+		case slices.Contains(names[:i], name):
+			return fmt.Errorf("%s is there twice", name)
+		case name == VXLAN && !allowUnencrypted:
+			return errors.New("vxlan sends the packets of pods unencrypted, for all between the clusters to read and to forge: give --allow-unencrypted too if that is wanted")
+		}
+	}
+	return nil
+}
 
 // IsLink says whether a device may be that of a cable, by its name.
 func IsLink(name string) bool {

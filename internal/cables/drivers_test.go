@@ -61,6 +61,23 @@ func drivers(names string) (drivers []v1alpha1.EndpointDriver) {
 	return drivers
 }
 
+func TestCheckDrivers(t *testing.T) {
+	for text, want := range map[string]string{
+		"wireguard": "", "vxlan,wireguard": "", "": "is none of", "pigeon": `"pigeon" is none of`, "wireguard,wireguard": "twice",
+	} {
+		err := CheckDrivers(strings.Split(text, ","), true)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want %q", text, err, want)
+		}
+	}
+	if err := CheckDrivers([]string{WireGuard, VXLAN}, false); err == nil || !strings.Contains(err.Error(), "--allow-unencrypted") {
+		t.Errorf("vxlan unasked: %v", err)
+	}
+	if CheckDrivers(nil, true) == nil {
+		t.Error("no driver will do")
+	}
+}
+
 func TestEndsDiffer(t *testing.T) {
 	a, b := EndOf("c1.a"), EndOf("c2.b")
 	if a == b || a.MAC == b.MAC || a != EndOf("c1.a") || !a.Addr.IsLinkLocalUnicast() {

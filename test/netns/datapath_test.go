@@ -444,6 +444,29 @@ func testDataPath(t *testing.T, driver string) {
 			}
 		}
 	})
+	t.Run("what comes through a cable from elsewhere than behind it is dropped", func(t *testing.T) {
+		const foreign = "10.77.0.5"
+		w.pods["g2"].Sh(t, "ip addr add "+foreign+"/32 dev lo; ip route add "+nodes["w1"].pod4()+" via 10.9.0.1 src "+foreign)
+		w.nodes["g2"].Sh(t, "ip route add "+foreign+" dev cni0; iptables-nft -t mangle -A POSTROUTING -s "+foreign+" -o "+cables.LinkName(driver, "c1.g1"))
+		w.nodes["w1"].Sh(t, "iptables-nft -t mangle -A PREROUTING -s "+foreign)
+		count := func(node, chain string) int {
+			n, err := strconv.Atoi(strings.TrimSpace(w.nodes[node].Sh(t, "iptables-nft -t mangle -vnxL "+chain+" | awk '/"+foreign+"/ {print $1}'")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		for range 5 {
+			w.pods["g2"].Sh(t, "bash -c 'echo foreign >/dev/udp/"+nodes["w1"].pod4()+"/9'")
+		}
+		w.expect(t, w.pods["g2"], nodes["w1"].pod6(), nodes["g2"].pod6(), mtu(driver)-60) // what has been sent has come by now
+		if sent, came := count("g2", "POSTROUTING"), count("w1", "PREROUTING"); sent != 5 || came != 0 {
+			t.Errorf("%d packets sent, %d came", sent, came)
+		}
+		w.pods["g2"].Sh(t, "ip addr del "+foreign+"/32 dev lo; ip route del "+nodes["w1"].pod4())
+		w.nodes["g2"].Sh(t, "ip route del "+foreign+" dev cni0; iptables-nft -t mangle -D POSTROUTING -s "+foreign+" -o "+cables.LinkName(driver, "c1.g1"))
+		w.nodes["w1"].Sh(t, "iptables-nft -t mangle -D PREROUTING -s "+foreign)
+	})
 	t.Run("a jump that lost the first place gets it back", func(t *testing.T) {
 		w.nodes["w1"].Sh(t, "iptables-nft -t nat -I POSTROUTING -s 10.8.0.0/16 -j MASQUERADE")
 		Eventually(t, 20*time.Second, "first again", func() error {

@@ -15,7 +15,7 @@ import (
 // newMesh is a world in which every node is a gateway, with all cables up.
 func newMesh(t *testing.T) *world {
 	t.Helper()
-	w := newWorld(t)
+	w := newWorld(t, "wireguard")
 	w.startAPI(t, "c1", "g1")
 	w.startAPI(t, "c2", "g2")
 	for node := range nodeTable() {
@@ -44,7 +44,7 @@ func (w *world) cables(t *testing.T, node string, up int, within time.Duration) 
 
 // No API server answers, and every daemon is killed: those that come after them go by what was known, and traffic flows as before.
 func TestRestartWithoutAPIServers(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, "wireguard")
 	w.startAPI(t, "c1", "g1")
 	w.startAPI(t, "c2", "g2")
 	nodes := nodeTable()
@@ -152,7 +152,7 @@ func TestHeal(t *testing.T) {
 
 // What a dead gateway has said of its cables does not stay: another one deletes it.
 func TestStaleGatewayIsDeleted(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, "wireguard")
 	w.startAPI(t, "c1", "g1")
 	w.renew = time.Second // 90 s are 3
 	w.startGateway("g1")

@@ -27,18 +27,21 @@ import (
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/deploy/crds"
 	"github.com/fastnet-io/fastnet/deploy/helm"
+	"github.com/fastnet-io/fastnet/internal/cables"
 	"github.com/fastnet-io/fastnet/internal/ctl"
 )
 
 // joinFlags are the command line of join.
 type joinFlags struct {
-	clusterID     string
-	prefixes      []string
-	gatewayNodes  []string
-	dns           string
-	driver        string
-	imageRegistry string
-	imageTag      string
+	clusterID    string
+	prefixes     []string
+	gatewayNodes []string
+	dns          string
+	drivers      []string
+	// allowUnencrypted is nil where it is not given.
+	allowUnencrypted *bool
+	imageRegistry    string
+	imageTag         string
 	waitFlags
 }
 
@@ -47,6 +50,7 @@ const prefixesAuto = "auto"
 
 func newJoin(o *options) *cobra.Command {
 	var flags joinFlags
+	var unencrypted bool
 	command := &cobra.Command{
 		Use:   "join FILE",
 		Short: "Make this cluster a member of a clusterset",
@@ -66,6 +70,9 @@ Where no node has the label, join picks one.`,
   kubectl fastnet join c1.yaml --prefixes 10.8.0.0/16,10.88.0.0/16 --gateway-node worker-1 --dns cluster --wait`,
 		Args: ctl.Args(cobra.ExactArgs(1)),
 		RunE: func(command *cobra.Command, args []string) error {
+			if command.Flags().Changed("allow-unencrypted") {
+				flags.allowUnencrypted = &unencrypted
+			}
 			if err := flags.validate(); err != nil {
 				return err
 			}
@@ -80,7 +87,8 @@ Where no node has the label, join picks one.`,
 	command.Flags().StringSliceVar(&flags.prefixes, "prefixes", nil, `The cluster's pod and service ranges, as CIDRs with commas, or "auto" to find them (default: auto, or those of the last join)`)
 	command.Flags().StringSliceVar(&flags.gatewayNodes, "gateway-node", nil, "Node to make a gateway; may be given more than once")
 	command.Flags().StringVar(&flags.dns, "dns", "", `DNS for the clusterset's names: cluster, standalone or none (default "standalone", or that of the last join)`)
-	command.Flags().StringVar(&flags.driver, "driver", "", `Driver of the tunnels: wireguard (default "wireguard")`)
+	command.Flags().StringSliceVar(&flags.drivers, "driver", nil, `Drivers of the tunnels, the preferred first: wireguard, vxlan (default "wireguard", or those of the last join)`)
+	command.Flags().BoolVar(&unencrypted, "allow-unencrypted", false, "Allow the driver vxlan, which sends the packets of pods unencrypted (default: as at the last join)")
 	command.Flags().StringVar(&flags.imageRegistry, "image-registry", "", `Where the images are (default "fastnet.dev")`)
 	command.Flags().StringVar(&flags.imageTag, "image-tag", "", `Tag of the images (default "dev")`)
 	command.Flags().BoolVar(&flags.wait, "wait", false, "Wait until the agent, the gateways, the route agents and the DNS are ready")
@@ -92,8 +100,11 @@ func (f joinFlags) validate() error {
 	if f.dns != "" && !slices.Contains([]string{dnsCluster, dnsStandalone, dnsNone}, f.dns) {
 		return ctl.Usagef("--dns %q: want cluster, standalone or none", f.dns)
 	}
-	if f.driver != "" && f.driver != "wireguard" {
-		return ctl.Usagef("--driver %q: the only driver is wireguard", f.driver)
+	if len(f.drivers) > 0 {
+		// Where the flag is not given the last join's word counts, see checkDrivers.
+		if err := cables.CheckDrivers(f.drivers, f.allowUnencrypted == nil || *f.allowUnencrypted); err != nil {
+			return ctl.Usagef("--driver: %v", err)
+		}
 	}
 	if f.clusterID != "" {
 		if err := checkClusterID(f.clusterID); err != nil {
@@ -260,6 +271,9 @@ func (o *options) join(ctx context.Context, file []byte, flags joinFlags) error 
 		return fmt.Errorf("address ranges overlap, which this version cannot join: %s", strings.Join(lines, "; "))
 	}
 	values := memberValues(before, m, flags, prefixes)
+	if err := checkDrivers(values); err != nil {
+		return err
+	}
 	mode := dnsMode(values)
 	dns, err := c.clusterDNS(ctx)
 	if err != nil {
@@ -387,10 +401,28 @@ func memberValues(before map[string]any, m *membership, flags joinFlags, prefixe
 	}
 	values["prefixes"] = list
 	set("dns", "mode", flags.dns, dnsStandalone)
-	set("gateway", "driver", flags.driver, "")
+	set("gateway", "driver", strings.Join(flags.drivers, ","), "")
+	if flags.allowUnencrypted != nil {
+		changed := maps.Clone(section(values, "gateway"))
+		changed["allowUnencrypted"] = *flags.allowUnencrypted
+		values["gateway"] = changed
+	}
 	set("image", "registry", flags.imageRegistry, "")
 	set("image", "tag", flags.imageTag, "")
 	return values
+}
+
+// checkDrivers refuses what the gateways would refuse to start with.
+func checkDrivers(values map[string]any) error {
+	driver, _ := section(values, "gateway")["driver"].(string)
+	allowed, _ := section(values, "gateway")["allowUnencrypted"].(bool)
+	if driver == "" {
+		return nil
+	}
+	if err := cables.CheckDrivers(strings.Split(driver, ","), allowed); err != nil {
+		return ctl.Usagef("--driver: %v", err)
+	}
+	return nil
 }
 
 // choosePrefixes takes what the user gave, else what the last join had, else what can be found.
