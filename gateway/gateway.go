@@ -21,6 +21,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -165,6 +166,8 @@ func Run(ctx context.Context, c Config) error {
 			&v1alpha1.Endpoint{}: {Namespaces: map[string]cache.Config{v1alpha1.Namespace: {}}},
 			&v1alpha1.Gateway{}:  {Namespaces: map[string]cache.Config{v1alpha1.Namespace: {}}},
 			&corev1.Node{}:       {Field: fields.OneTermEqualSelector("metadata.name", c.Node), Transform: slimNode},
+			&corev1.Service{}: {Namespaces: map[string]cache.Config{v1alpha1.Namespace: {}},
+				Label: labels.SelectorFromSet(labels.Set{v1alpha1.LabelGatewayAddress: c.Node})},
 		},
 	})
 	if err != nil {
@@ -195,7 +198,7 @@ func Run(ctx context.Context, c Config) error {
 	defer context.AfterFunc(ctx, func() { g.leave(within, loop.Poke); stop() })()
 	group, running := errgroup.WithContext(within)
 	group.Go(func() error { return objects.Start(running) })
-	if err := kube.PokeOn(running, objects, loop.Poke, &v1alpha1.Endpoint{}, &corev1.Node{}); err != nil {
+	if err := kube.PokeOn(running, objects, loop.Poke, &v1alpha1.Endpoint{}, &corev1.Node{}, &corev1.Service{}); err != nil {
 		return err
 	}
 	// Of Gateways only the rounds of the timer want to know.
@@ -413,10 +416,15 @@ func (g *gateway) readNode(ctx context.Context) error {
 	if err := g.objects.Get(ctx, client.ObjectKey{Name: g.config.Node}, &node); err != nil {
 		return fmt.Errorf("read node %s: %w", g.config.Node, err)
 	}
+	var balancers corev1.ServiceList
+	if err := g.objects.List(ctx, &balancers, client.InNamespace(v1alpha1.Namespace)); err != nil {
+		return fmt.Errorf("list load balancers: %w", err)
+	}
 	facts := nodeFacts{
-		known: true, uid: node.UID, addresses: peerAddresses(&node), clusterUID: g.node.clusterUID,
+		known: true, uid: node.UID, clusterUID: g.node.clusterUID,
 		drain: node.Spec.Unschedulable || node.Annotations[v1alpha1.AnnotationDrain] == "true",
 	}
+	facts.addresses, facts.problems = peerAddresses(&node, balancers.Items)
 	if facts.clusterUID == "" {
 		var namespace corev1.Namespace
 		if err := g.api.Get(ctx, client.ObjectKey{Name: metav1.NamespaceSystem}, &namespace); err != nil {
@@ -439,23 +447,12 @@ func slimNode(object any) (any, error) {
 		Spec:       corev1.NodeSpec{Unschedulable: node.Spec.Unschedulable},
 		Status:     corev1.NodeStatus{Addresses: node.Status.Addresses},
 	}
-	if drain, ok := node.Annotations[v1alpha1.AnnotationDrain]; ok {
-		slim.Annotations = map[string]string{v1alpha1.AnnotationDrain: drain}
-	}
-	return slim, nil
-}
-
-// peerAddresses of a node: where others reach it from outside, then from inside.
-func peerAddresses(node *corev1.Node) (addresses []netip.Addr) {
-	for _, kind := range []corev1.NodeAddressType{corev1.NodeExternalIP, corev1.NodeInternalIP} {
-		for _, address := range node.Status.Addresses {
-			addr, err := netip.ParseAddr(address.Address)
-			if err == nil && address.Type == kind && !slices.Contains(addresses, addr) {
-				addresses = append(addresses, addr)
-			}
+	for _, key := range []string{v1alpha1.AnnotationDrain, v1alpha1.AnnotationAddresses} {
+		if value, ok := node.Annotations[key]; ok {
+			metav1.SetMetaDataAnnotation(&slim.ObjectMeta, key, value)
 		}
 	}
-	return addresses
+	return slim, nil
 }
 
 // seed reads once what the process before has written.

@@ -65,6 +65,11 @@ const (
 	LabelGatewayNode = "fastnet.dev/gateway"
 	// AnnotationDrain, "true", on a gateway node moves the traffic between clusters to other gateways.
 	AnnotationDrain = "fastnet.dev/drain"
+	// AnnotationAddresses on a gateway node are IP addresses, separated by commas, at which others reach it, before those that it has itself.
+	AnnotationAddresses = "fastnet.dev/gateway-addresses"
+	// LabelGatewayAddress on a Service of type LoadBalancer in Namespace is the name of the gateway node that it leads to: others reach
+	// the node at its addresses, and at the ports that the gateway listens on.
+	LabelGatewayAddress = "fastnet.dev/gateway-address-of"
 	// LabelMember on a namespace of the broker holds the cluster ID of the member whose records live there.
 	LabelMember = "fastnet.dev/member"
 

@@ -49,6 +49,7 @@ func Mapper() meta.RESTMapper {
 	}
 	add(corev1.SchemeGroupVersion, "Node", "nodes", meta.RESTScopeRoot)
 	add(corev1.SchemeGroupVersion, "Namespace", "namespaces", meta.RESTScopeRoot)
+	add(corev1.SchemeGroupVersion, "Service", "services", meta.RESTScopeNamespace)
 	add(v1alpha1.GroupVersion, "Endpoint", "endpoints", meta.RESTScopeNamespace)
 	add(v1alpha1.GroupVersion, "Gateway", "gateways", meta.RESTScopeNamespace)
 	return mapper

@@ -36,6 +36,7 @@ func resources() []resource {
 	return []resource{
 		{"", "v1", "nodes", "Node", false},
 		{"", "v1", "namespaces", "Namespace", false},
+		{"", "v1", "services", "Service", true},
 		{"apps", "v1", "daemonsets", "DaemonSet", true},
 		{"fastnet.dev", "v1alpha1", "endpoints", "Endpoint", true},
 		{"fastnet.dev", "v1alpha1", "gateways", "Gateway", true},
