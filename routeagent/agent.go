@@ -130,7 +130,10 @@ func Run(ctx context.Context, c Config) error {
 	}
 	agent := newAgent(c, prefixes, objects, tables)
 	agent.recall()
-	loop, err := converge.New(converge.Config{Name: "routes", Round: agent.round, Resync: resync, Backoff: backoff, Log: c.Log})
+	var loop *converge.Loop
+	agent.later = time.AfterFunc(time.Hour, func() { loop.Poke() })
+	defer agent.later.Stop()
+	loop, err = converge.New(converge.Config{Name: "routes", Round: agent.round, Resync: resync, Backoff: backoff, Log: c.Log})
 	if err != nil {
 		return err
 	}
@@ -285,6 +288,8 @@ type agent struct {
 	paths sync.Mutex
 	known *Snapshot // of the last round, with what is in use now; nil before the first
 
+	later *time.Timer // pokes when time alone has changed the plan
+
 	file     *kept.File
 	recalled *known // counts until the API server has answered; nil where there is none
 
@@ -382,8 +387,11 @@ func (a *agent) choose(ctx context.Context, snapshot *Snapshot, apply func(conte
 	if a.known == nil {
 		return nil, nil, nil // the first round will look
 	}
-	a.known.Paths = a.prober.Health()
+	a.known.Paths, a.known.Now = a.prober.Health(), time.Now()
 	desired := Plan(*a.known)
+	if !desired.Again.IsZero() {
+		a.later.Reset(time.Until(desired.Again))
+	}
 	changes, err := apply(ctx, desired.State)
 	a.mu.Lock()
 	if !slices.Equal(a.last.desired.Problems, desired.Problems) {
@@ -422,7 +430,7 @@ func (a *agent) view() routeview.Node {
 	a.mu.Lock()
 	snapshot, desired := a.last.snapshot, a.last.desired
 	a.mu.Unlock()
-	snapshot.Paths, snapshot.InUse = a.prober.Health(), desired.inUse()
+	snapshot.Paths, snapshot.InUse, snapshot.Now = a.prober.Health(), desired.inUse(), time.Now()
 	now := Plan(snapshot)
 	return routeview.Node{Node: a.config.Node, Ways: now.Ways, Problems: now.Problems}
 }

@@ -94,6 +94,8 @@ func (m *metrics) plan(desired Desired) {
 var (
 	pathUp = prometheus.NewDesc("fastnet_routeagent_path_up",
 		"Whether the path to a gateway of this cluster is up, by the gateway's Endpoint and the address probed.", []string{"gateway", "address"}, nil)
+	pathProven = prometheus.NewDesc("fastnet_routeagent_path_proven",
+		"Whether packets as of pods get directly to a gateway on this node's segment, by the gateway's Endpoint and the address.", []string{"gateway", "address"}, nil)
 	pathRTT = prometheus.NewDesc("fastnet_routeagent_path_rtt_seconds",
 		"Smoothed round-trip time of the probes to a gateway.", []string{"gateway", "address"}, nil)
 	pathLoss = prometheus.NewDesc("fastnet_routeagent_path_loss_ratio",
@@ -108,6 +110,7 @@ type pathCollector struct {
 // Describe implements prometheus.Collector.
 func (pathCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- pathUp
+	ch <- pathProven
 	ch <- pathRTT
 	ch <- pathLoss
 }
@@ -121,6 +124,12 @@ func (c pathCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge := func(desc *prometheus.Desc, value float64) {
 			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, target.Gateway, target.Addr.String())
+		}
+		if target.Source.IsValid() {
+			if health.State != liveness.Unknown {
+				gauge(pathProven, up)
+			}
+			continue
 		}
 		gauge(pathUp, up)
 		gauge(pathRTT, health.RTT.Seconds())

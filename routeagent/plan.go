@@ -3,7 +3,6 @@ package routeagent
 import (
 	"crypto/sha256"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -82,6 +81,10 @@ const (
 	// anchor is the one IPv4 address of the VXLAN device, the same on every node and never in a packet: on a device without
 	// any, the kernel's reverse path filter is strict even where it is set to loose. 250.87 is 0xFA57 once more.
 	anchor = "169.254.250.87/32"
+	// proofTime is what a proof may take, from when the gateway is reached by packets in this node's own name: those of the proof need
+	// the gateway's MAC address, and a second is what liveness takes to call a path up again.
+	proofTime = 1500 * time.Millisecond
+
 	// What VXLAN adds: outer IP 20 or 40, UDP 8, VXLAN 8, inner Ethernet 14.
 	vxlanOverhead4 = 50
 	vxlanOverhead6 = 70
@@ -93,8 +96,8 @@ var Scope = netstate.Scope{LinkPrefix: LinkVXLAN, Table: Table, Protocol: Protoc
 // Mode says how packets get from a node to the gateway.
 type Mode string
 
-// The modes. Auto is direct where the gateway's address lies on a segment of this node, else tunnel, one family at a
-// time.
+// The modes. Auto is direct where the gateway's address lies on a segment of this node, and a packet that looks like traffic has proven
+// that the segment carries such; else tunnel. One family at a time.
 const (
 	ModeAuto   Mode = "auto"
 	ModeDirect Mode = "direct"
@@ -110,6 +113,8 @@ type Desired struct {
 	Problems []string
 	// Ways that there are, for those who want to know; nothing is made of them.
 	Ways []routeview.Way
+	// Again is when time alone will change the plan, zero where it will not.
+	Again time.Time
 }
 
 // inUse is what will be in use when this has been applied.
@@ -145,7 +150,7 @@ func Plan(s Snapshot) Desired {
 		p.checkForwarding()
 	}
 	slices.Sort(p.problems)
-	return Desired{State: p.state, Targets: p.targets, Problems: slices.Compact(p.problems), Ways: p.seen}
+	return Desired{State: p.state, Targets: p.targets, Problems: slices.Compact(p.problems), Ways: p.seen, Again: p.again}
 }
 
 type planner struct {
@@ -157,6 +162,7 @@ type planner struct {
 	targets  map[nodeprobe.Target]bool
 	problems []string
 	seen     []routeview.Way
+	again    time.Time
 	tunnels  map[string]bool // nodes at the other ends of our VXLAN device
 	sends    bool            // some path of this node goes through it
 	ends     map[string]tunnelEnd
@@ -241,29 +247,106 @@ func (p *planner) ways(v6 bool) (ways []way) {
 			case p.Mode != ModeTunnel && dev != "":
 				w.hop = netstate.Nexthop{IPv6: v6, Via: via, Dev: dev}
 				target.Addr = via
+				if p.Mode == ModeAuto {
+					w, target = p.prove(w, target, *node, v6)
+				}
 			case p.Mode == ModeDirect:
 				p.problem("gateway node %s has no %s address on a segment of this node, and the mode is direct", node.Name, familyName(v6))
 				continue
 			case !p.tunnelTo(*node):
 				continue
 			default:
-				w.hop = netstate.Nexthop{IPv6: true, Via: p.tunnelEnd(node.Name).addr, Dev: LinkVXLAN}
-				if link := p.link(LinkVXLAN); link != nil {
-					target.Addr, target.Link = w.hop.Via, link.Index
-				}
+				w.hop, target = p.throughTunnel(*node, target)
 			}
 		}
-		w.health = p.Paths[target]
-		if target.Addr.IsValid() {
-			p.targets[target] = p.targets[target] || slices.ContainsFunc(slices.Collect(maps.Values(p.InUse)), func(hops []netstate.Nexthop) bool {
-				return slices.ContainsFunc(hops, func(hop netstate.Nexthop) bool {
-					return hop == w.hop || w.hop.Dev == "" && cables.IsLink(hop.Dev)
-				})
-			})
-		}
+		w.health = p.probe(target, w.hop)
 		ways = append(ways, w)
 	}
 	return ways
+}
+
+// probe a path, and say what is known of it. One whose hop is in use counts as up from the start.
+func (p *planner) probe(target nodeprobe.Target, hop netstate.Nexthop) nodeprobe.Health {
+	if target.Addr.IsValid() {
+		p.targets[target] = p.targets[target] || p.uses(hop, false) || p.uses(hop, true)
+	}
+	return p.Paths[target]
+}
+
+// uses says whether a next hop is in use by routes of a family; no hop means any cable of this node's.
+func (p *planner) uses(hop netstate.Nexthop, v6 bool) bool {
+	for prefix, hops := range p.InUse {
+		if prefix.Addr().Is6() == v6 && slices.ContainsFunc(hops, func(is netstate.Nexthop) bool {
+			return is == hop || hop.Dev == "" && cables.IsLink(is.Dev)
+		}) {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *planner) throughTunnel(node Node, target nodeprobe.Target) (netstate.Nexthop, nodeprobe.Target) {
+	hop := netstate.Nexthop{IPv6: true, Via: p.tunnelEnd(node.Name).addr, Dev: LinkVXLAN}
+	target.Addr, target.Link = netip.Addr{}, 0
+	if link := p.link(LinkVXLAN); link != nil {
+		target.Addr, target.Link = hop.Via, link.Index
+	}
+	return hop, target
+}
+
+// prove that the segment carries packets of pods: it may be one that drops what has an address that it has not given out. The proof is
+// asked for all the time, so that it is also the probe of the path. Where the gateway can be reached by this node's own packets and not
+// by those, the tunnel is the way; but only once it is proven itself.
+func (p *planner) prove(direct way, target nodeprobe.Target, node Node, v6 bool) (way, nodeprobe.Target) {
+	proof := target
+	proof.Source, proof.Dest = p.podAddress(v6), p.foreign(v6)
+	link := p.link(direct.hop.Dev)
+	if link == nil || !proof.Source.IsValid() || !proof.Dest.IsValid() {
+		return direct, target // nothing to prove it with: the segment has to do
+	}
+	proof.Link = link.Index
+	plain, foreign := p.probe(target, direct.hop), p.probe(proof, direct.hop)
+	tunnel := way{gateway: direct.gateway}
+	through := target
+	tunnel.hop, through = p.throughTunnel(node, target)
+	if foreign.State == liveness.Up {
+		return direct, proof
+	}
+	// A gateway from before there were proofs never gives one: as long as the tunnel is no better, the segment has to do.
+	best := proof
+	if foreign.State == liveness.Unknown {
+		best = target
+	}
+	due := foreign.Since
+	if plain.Since.After(due) {
+		due = plain.Since
+	}
+	due = due.Add(proofTime)
+	switch {
+	case p.uses(tunnel.hop, v6): // since some time, or since before this process began
+	case plain.State != liveness.Up:
+		return direct, best // neither: that is not the segment's fault
+	case p.Now.Before(due):
+		if p.again.IsZero() || due.Before(p.again) {
+			p.again = due
+		}
+		return direct, best
+	}
+	if p.tunnelTo(node) && (p.probe(through, tunnel.hop).State == liveness.Up || p.uses(tunnel.hop, v6)) {
+		p.problem("the segment to gateway node %s carries this node's own %s packets, and none of pods: they take the tunnel", node.Name, familyName(v6))
+		return tunnel, through
+	}
+	return direct, best
+}
+
+// foreign is an address among the first other cluster's of a family.
+func (p *planner) foreign(v6 bool) netip.Addr {
+	for _, prefix := range p.remote {
+		if prefix.Addr().Is6() == v6 {
+			return prefix.Addr()
+		}
+	}
+	return netip.Addr{}
 }
 
 // candidate is a next hop that may lead to a cluster.
@@ -405,16 +488,13 @@ func (p *planner) addTunnel(node string) {
 }
 
 // tunnel is the VXLAN device and what is at its other ends: the gateways to which this node sends through it, and, on a
-// gateway, the nodes that send to it, whose probes are answered that way. (Packets for pods take the CNI's way.) A gateway
-// asks of every node the very questions that the node asks of it.
+// gateway, all nodes, since any may find that its segment does not do; their probes are answered that way. (Packets for pods take
+// the CNI's way.)
 func (p *planner) tunnel() {
 	if p.own != nil && p.Mode != ModeDirect && p.IPv6 {
-		self := p.node(p.Node)
 		for _, node := range p.Nodes {
-			for _, v6 := range p.families() {
-				if _, dev := p.onLink(node, v6); node.Name != p.Node && (p.Mode == ModeTunnel || dev == "" || self == nil || !self.has(v6)) {
-					p.addTunnel(node.Name)
-				}
+			if node.Name != p.Node {
+				p.addTunnel(node.Name)
 			}
 		}
 	}

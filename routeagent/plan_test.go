@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -61,7 +62,7 @@ func base() Snapshot {
 		},
 		Links: []Link{
 			{Name: "cni0", Kind: "bridge", Up: true, MTU: 1500, Addresses: prefixes("10.8.1.1/24", "fd00:8:1::1/64")},
-			{Name: "eth0", Kind: "veth", Up: true, MTU: 1500, Addresses: prefixes("172.18.0.2/24", "fd18::2/64")},
+			{Name: "eth0", Kind: "veth", Index: 2, Up: true, MTU: 1500, Addresses: prefixes("172.18.0.2/24", "fd18::2/64")},
 		},
 	}
 }
@@ -102,6 +103,27 @@ func probed(gateway string, state liveness.State, view *nodeprobe.View) func(*Sn
 		for target := range Plan(*s).Targets {
 			if target.Gateway == gateway {
 				s.Paths[target] = health
+			}
+		}
+	}
+}
+
+// proven says of the paths to gw, in both families, long ago: by this node's own packets, by those that look like pods', and through the tunnel.
+func proven(own, foreign, tunnel liveness.State) func(*Snapshot) {
+	return func(s *Snapshot) {
+		s.Now = time.Unix(1_000_000, 0)
+		s.Links = append(s.Links, Link{Name: LinkVXLAN, Kind: "vxlan", Index: 9, Up: true, MTU: 1450})
+		s.Paths = map[nodeprobe.Target]nodeprobe.Health{}
+		for range 2 { // with the first, the plan asks for the tunnel
+			for target := range Plan(*s).Targets {
+				state := own
+				switch {
+				case target.Source.IsValid():
+					state = foreign
+				case target.Addr.IsLinkLocalUnicast():
+					state = tunnel
+				}
+				s.Paths[target] = nodeprobe.Health{State: state, Since: s.Now.Add(-time.Hour), Seen: nodeprobe.SeenOf(*up("c2.gw"))}
 			}
 		}
 	}
@@ -171,6 +193,16 @@ func cases() map[string]Snapshot {
 	add("among-gateways-own-cables-down", amongGateways, probed("c1.n1", liveness.Up, up()), probed("c1.gw", liveness.Up, both))
 	add("among-gateways-own-draining", amongGateways, probed("c1.n1", liveness.Up, draining(up("c2.gw"))), probed("c1.gw", liveness.Up, both))
 	add("among-gateways-all-down", amongGateways, probed("c1.n1", liveness.Down, nil), probed("c1.gw", liveness.Down, nil))
+	add("segment-proven", proven(liveness.Up, liveness.Up, liveness.Up))
+	add("segment-drops-pods", proven(liveness.Up, liveness.Down, liveness.Up))
+	add("segment-drops-pods-tunnel-not-proven", proven(liveness.Up, liveness.Down, liveness.Unknown))
+	add("segment-never-proven-and-no-tunnel", proven(liveness.Up, liveness.Unknown, liveness.Unknown))
+	add("segment-drops-pods-since-a-moment", proven(liveness.Up, liveness.Down, liveness.Up), func(s *Snapshot) { s.Now = s.Now.Add(proofTime - time.Hour - 1) })
+	add("segment-dead", proven(liveness.Down, liveness.Down, liveness.Up))
+	add("segment-dropped-pods-and-is-not-proven-yet", proven(liveness.Up, liveness.Unknown, liveness.Up), func(s *Snapshot) {
+		s.Now = s.Now.Add(-time.Hour) // we have just begun, and the process before took the tunnel
+		s.InUse = map[netip.Prefix][]netstate.Nexthop{prefixes("10.9.0.0/16")[0]: {{IPv6: true, Via: hashEnd("gw").addr, Dev: LinkVXLAN}}}
+	})
 	add("mode-tunnel-same-segment", func(s *Snapshot) { s.Mode = ModeTunnel })
 	add("mode-direct-other-segment", farGateway, func(s *Snapshot) { s.Mode = ModeDirect })
 	add("gateway-node-without-ipv6-address", func(s *Snapshot) { s.Nodes[0].Addresses = addrs("172.18.0.3") })
@@ -329,12 +361,17 @@ func TestHealthMovesMembersOnly(t *testing.T) {
 		views := []*nodeprobe.View{nil, up(), up("c2.gw"), up("c2.gw2"), up("c2.gw", "c2.gw2"), draining(up("c2.gw"))}
 		for range 500 {
 			s.Paths = map[nodeprobe.Target]nodeprobe.Health{}
+			at := map[netip.Addr]nodeprobe.Health{} // a node's own packets and those as of pods fare alike
 			for _, target := range targets {
+				if health, ok := at[target.Addr]; ok {
+					s.Paths[target] = health
+					continue
+				}
 				health := nodeprobe.Health{State: []liveness.State{liveness.Up, liveness.Down, liveness.Unknown}[random.IntN(3)]}
 				if view := views[random.IntN(len(views))]; view != nil {
 					health.Seen = nodeprobe.SeenOf(*view)
 				}
-				s.Paths[target] = health
+				s.Paths[target], at[target.Addr] = health, health
 			}
 			desired := Plan(s)
 			if err := desired.State.Validate(Scope); err != nil {

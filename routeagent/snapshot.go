@@ -29,6 +29,8 @@ type Snapshot struct {
 	Nodes     []Node
 	// Links of the kernel, sorted by name.
 	Links []Link
+	// Now is the time; only the patience with proofs looks at it.
+	Now time.Time
 	// Paths to this cluster's gateways, as far as they are probed.
 	Paths map[nodeprobe.Target]nodeprobe.Health
 	// InUse are the next hops of our routes in the kernel, by the routes' prefixes.
@@ -105,10 +107,14 @@ func (s Snapshot) String() string {
 		fmt.Fprintf(&b, "node %s: addresses %v, pods %v\n", node.Name, node.Addresses, node.PodPrefixes)
 	}
 	for _, target := range slices.SortedFunc(maps.Keys(s.Paths), func(a, b nodeprobe.Target) int {
-		return cmp.Or(cmp.Compare(a.Gateway, b.Gateway), a.Addr.Compare(b.Addr))
+		return cmp.Or(cmp.Compare(a.Gateway, b.Gateway), a.Addr.Compare(b.Addr), a.Source.Compare(b.Source))
 	}) {
 		path := s.Paths[target]
-		fmt.Fprintf(&b, "path to %s (%s): %s since %s, rtt %s, loss %.0f %%, %s\n", target.Gateway, target.Addr, path.State,
+		of := target.Addr.String()
+		if target.Source.IsValid() {
+			of = fmt.Sprintf("%s, as from %s to %s", of, target.Source, target.Dest)
+		}
+		fmt.Fprintf(&b, "path to %s (%s): %s since %s, rtt %s, loss %.0f %%, %s\n", target.Gateway, of, path.State,
 			path.Since.Format(time.RFC3339Nano), path.RTT.Round(time.Microsecond), 100*path.Loss, s.says(path.Seen))
 	}
 	for _, link := range s.Links {

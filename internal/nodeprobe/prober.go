@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,9 +21,11 @@ import (
 type Target struct {
 	// Gateway is the name of its Endpoint, PublicKey its key in base64.
 	Gateway, PublicKey string
-	// Addr to ask at. Link is the number of the link where it is link-local, else 0.
+	// Addr to ask at. Link is the number of the link where it is link-local or questions are foreign, else 0.
 	Addr netip.Addr
 	Link uint32
+	// Source and Dest make the questions foreign: from the one, an address of this node's, to the other, in frames to Addr on Link.
+	Source, Dest netip.Addr
 }
 
 // Health of a path.
@@ -45,7 +48,9 @@ type Prober struct {
 	mu      sync.Mutex
 	talks   map[Target]*talk
 	at      map[netip.Addr][]*talk
+	foreign []*talk               // answers to these come from whatever address the gateway has for us
 	sockets map[bool]*net.UDPConn // by "IPv6"
+	frames  int                   // socket of foreign questions, -1 where there is none
 	wake    chan struct{}
 }
 
@@ -53,13 +58,15 @@ type talk struct {
 	target Target
 	path   *liveness.Path
 	*conversation
+	mac   net.HardwareAddr // of the gateway, for foreign questions
+	macAt time.Time
 }
 
 // NewProber asks at a port, and calls changed, which must not block, when the state of a path or a gateway's view
 // changes.
 func NewProber(port uint16, changed func(), log *slog.Logger) *Prober {
 	return &Prober{port: port, changed: changed, log: log, talks: map[Target]*talk{}, at: map[netip.Addr][]*talk{},
-		sockets: map[bool]*net.UDPConn{}, wake: make(chan struct{}, 1)}
+		sockets: map[bool]*net.UDPConn{}, frames: -1, wake: make(chan struct{}, 1)}
 }
 
 // Set takes the paths to probe; those that stay are not disturbed. One marked true is new, and was in use before this
@@ -70,6 +77,7 @@ func (p *Prober) Set(targets map[Target]bool) error {
 	var errs []error
 	now := time.Now()
 	at := map[netip.Addr][]*talk{}
+	p.foreign = nil
 	for target := range p.talks {
 		if _, ok := targets[target]; !ok {
 			delete(p.talks, target)
@@ -93,7 +101,11 @@ func (p *Prober) Set(targets map[Target]bool) error {
 			}
 			p.talks[target] = &talk{target: target, path: path, conversation: c}
 		}
-		at[target.Addr] = append(at[target.Addr], p.talks[target])
+		if target.Source.IsValid() {
+			p.foreign = append(p.foreign, p.talks[target])
+		} else {
+			at[target.Addr] = append(at[target.Addr], p.talks[target])
+		}
 	}
 	p.at = at
 	select {
@@ -133,6 +145,19 @@ func (p *Prober) Run(ctx context.Context) error {
 		p.mu.Unlock()
 		reading.Go(func() { p.read(socket) })
 	}
+	if fd, err := foreignSocket(); err != nil {
+		p.log.Error("segments cannot be proven to carry packets of pods", "error", err)
+	} else {
+		defer unix.Close(fd)
+		p.mu.Lock()
+		p.frames = fd
+		p.mu.Unlock()
+		defer func() {
+			p.mu.Lock()
+			p.frames = -1
+			p.mu.Unlock()
+		}()
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -160,6 +185,10 @@ func (p *Prober) ask() time.Duration {
 				p.log.Info("path "+string(t.path.State()), "gateway", target.Gateway, "address", target.Addr)
 			}
 			changed = changed || moved
+			if target.Source.IsValid() {
+				p.askForeign(now, t, sequence)
+				continue
+			}
 			out := path{addr: netip.AddrPortFrom(target.Addr, p.port), to: netip.IPv6Unspecified(), link: target.Link}
 			var oob []byte
 			if target.Link != 0 {
@@ -170,6 +199,8 @@ func (p *Prober) ask() time.Duration {
 				_, _, _ = socket.WriteMsgUDPAddrPort(t.conversation.ask(sequence), oob, out.addr)
 			}
 		}
+	}
+	for _, t := range p.talks {
 		if t.path.Next().Before(next) {
 			next = t.path.Next()
 		}
@@ -178,6 +209,23 @@ func (p *Prober) ask() time.Duration {
 		p.changed()
 	}
 	return max(0, next.Sub(now))
+}
+
+// askForeign must be called with mu held.
+func (p *Prober) askForeign(now time.Time, t *talk, sequence uint64) {
+	socket := p.sockets[t.target.Addr.Is6()]
+	if p.frames < 0 || socket == nil {
+		return
+	}
+	if len(t.mac) == 0 || now.Sub(t.macAt) > macFor {
+		t.mac, t.macAt = macOf(t.target.Link, t.target.Addr), now
+	}
+	from, ok := socket.LocalAddr().(*net.UDPAddr)
+	if !ok {
+		return
+	}
+	// An error (the link is down) is a probe without an answer.
+	_ = sendForeign(p.frames, t.target, t.mac, uint16(from.Port), p.port, t.conversation.ask(sequence))
 }
 
 func (p *Prober) read(socket *net.UDPConn) {
@@ -196,7 +244,7 @@ func (p *Prober) read(socket *net.UDPConn) {
 func (p *Prober) hear(packet []byte, from netip.Addr) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, t := range p.at[from] {
+	for _, t := range slices.Concat(p.at[from], p.foreign) {
 		sequence, changed, ok := t.conversation.hear(packet)
 		if !ok {
 			continue

@@ -84,6 +84,19 @@ func (s *Server) Run(ctx context.Context) error {
 		running++
 		go func() { failed <- s.read(socket) }()
 	}
+	// Without ears (no right to have them) no node has a proof, and all take the tunnel in mode auto: that is told of.
+	hearing, stop := context.WithCancel(ctx)
+	var ears sync.WaitGroup
+	defer ears.Wait()
+	defer stop()
+	for _, v6 := range []bool{false, true} {
+		fd, err := ear(v6, s.port)
+		if err != nil {
+			s.log.Error("nodes on this node's segment have no proof that it carries packets of pods", "error", err)
+			continue
+		}
+		ears.Go(func() { s.listenForeign(hearing, fd, v6) })
+	}
 	var err error
 	if running > 0 {
 		select {
@@ -128,11 +141,16 @@ func (s *Server) read(socket *net.UDPConn) error {
 		if !ok {
 			continue
 		}
-		s.mu.Lock()
-		if reply := s.answers.answer(buffer[:n], at, time.Now()); reply != nil {
-			s.send(packet{bytes: reply, from: at})
-		}
-		s.mu.Unlock()
+		s.hear(buffer[:n], at)
+	}
+}
+
+// hear a question, and answer it.
+func (s *Server) hear(question []byte, at path) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if reply := s.answers.answer(question, at, time.Now()); reply != nil {
+		s.send(packet{bytes: reply, from: at})
 	}
 }
 
