@@ -118,7 +118,7 @@ func (r resource) split(path string) (collection, name string, status, ok bool) 
 		collection += "/namespaces/" + parts[1]
 		parts = parts[2:]
 	}
-	if parts[0] != r.name || len(parts) > 3 {
+	if parts[0] != r.name || len(parts) > 3 || len(parts) == 3 && parts[2] != "status" {
 		return "", "", false, false
 	}
 	collection += "/" + r.name
