@@ -20,6 +20,7 @@ import (
 	"github.com/fastnet-io/fastnet/gateway/vxlan"
 	"github.com/fastnet-io/fastnet/gateway/wireguard"
 	"github.com/fastnet-io/fastnet/internal/cables"
+	"github.com/fastnet-io/fastnet/internal/kept"
 )
 
 // newDriver makes the driver of a name.
@@ -165,7 +166,7 @@ func files(stateDir, gateway string) (paths []string, err error) {
 		patterns = append(patterns, keyFile(stateDir, name, gateway))
 	}
 	for _, pattern := range patterns {
-		found, err := filepath.Glob(pattern)
+		found, err := kept.Find(pattern)
 		if err != nil {
 			return nil, fmt.Errorf("find %s: %w", pattern, err)
 		}

@@ -249,7 +249,8 @@ func part(config *rest.Config, c Config, drivers drivers, api client.Client) err
 		c.Log.Info("objects could not be removed", "error", err)
 	}
 	gateway := EndpointName(c.ClusterID, c.Node)
-	return errors.Join(drivers.remove(ctx), removeFiles(portsFile(c.StateDir, gateway), knownFile(c.StateDir, gateway), keyFile(c.StateDir, nodeProbe, gateway)))
+	files, err := files(c.StateDir, gateway)
+	return errors.Join(err, drivers.remove(ctx), removeFiles(files...))
 }
 
 // forget deletes this gateway's objects.

@@ -94,7 +94,7 @@ func CleanupAll(ctx context.Context, stateDir string, log *slog.Logger) error {
 
 // removeKnown removes what was kept, by a name or a pattern.
 func removeKnown(stateDir, name string) error {
-	files, err := filepath.Glob(knownFile(stateDir, name))
+	files, err := kept.Find(knownFile(stateDir, name))
 	for _, file := range files {
 		err = errors.Join(err, os.Remove(file))
 	}

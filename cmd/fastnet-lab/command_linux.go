@@ -92,6 +92,7 @@ Pods and services of cluster cN have 10.(7+N).0.0/16 and 10.(77+11*N).0.0/16 unl
 		"service ranges of a cluster, `CLUSTER=IPV4[,IPV6]`; may be given for each cluster")
 	flags.BoolVar(&config.Install, "install", false, "put Fastnet on the clusters, the broker in c1")
 	flags.IntVar(&config.Gateways, "gateways", 1, "gateway nodes of each cluster, with --install")
+	flags.StringArrayVar(&config.Join, "join", nil, "another `argument` of kubectl fastnet join, with --install, such as --driver=vxlan; may be given more than once")
 	flags.StringVar(&config.Dist, "dist", "",
 		"`folder` of the built programs and images (default $FASTNET_DIST, else the one above this program's)")
 	flags.BoolVarP(&quiet, "quiet", "q", false, "print no progress")

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/fastnet-io/fastnet/internal/kept"
 )
 
 // Kind of key, as text in a file.
@@ -54,7 +56,7 @@ func (kind Kind[K]) create(path string) (K, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return none, fmt.Errorf("private key: %w", err)
 	}
-	file, err := os.CreateTemp(dir, ".key-*") // mode 0600
+	file, err := os.CreateTemp(dir, filepath.Base(path)+".*"+kept.Unfinished) // mode 0600
 	if err != nil {
 		return none, fmt.Errorf("private key: %w", err)
 	}

@@ -67,11 +67,26 @@ func (f *File) Write(value any) error {
 	return nil
 }
 
+// Unfinished is at the end of the name of a file that is being written. A process that is killed leaves it.
+const Unfinished = ".new"
+
+// Find the files that bear a name or pattern (filepath.Match), unfinished ones too.
+func Find(pattern string) (paths []string, err error) {
+	for _, pattern := range []string{pattern, pattern + Unfinished, pattern + ".*" + Unfinished} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, err
+		}
+		paths = append(paths, found...)
+	}
+	return paths, nil
+}
+
 func write(path string, text []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	temporary := path + ".new"
+	temporary := path + Unfinished
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, os.ErrNotExist) { // of a crash, with whatever mode
 		return err
 	}

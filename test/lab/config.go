@@ -24,6 +24,7 @@ type Config struct {
 	Services  map[string]Ranges // service ranges by cluster name; those not named have defaults
 	Install   bool              // put Fastnet on the clusters with the tool that users run
 	Gateways  int               // gateway nodes of each cluster when it does: worker1 on; the control node without workers
+	Join      []string          // more arguments of kubectl fastnet join then, such as --driver=ipsec
 	Dist      string            // folder of the built programs and images; see [FindDist]
 
 	// Progress, if set, is told of each step as it starts or ends, one line of text without a newline. It may be called

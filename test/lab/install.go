@@ -43,8 +43,8 @@ func (l *Lab) install(ctx context.Context) error {
 	for i, c := range l.clusters {
 		group.Go(func() error {
 			l.config.Progress("Fastnet: " + c.name + " joins")
-			err := l.run(ctx, tool, "join", invitations[i], "--kubeconfig="+c.Kubeconfig(), "--wait",
-				"--prefixes="+c.pods.String()+","+c.services.String())
+			args := []string{"join", invitations[i], "--kubeconfig=" + c.Kubeconfig(), "--wait", "--prefixes=" + c.pods.String() + "," + c.services.String()}
+			err := l.run(ctx, tool, append(args, l.config.Join...)...)
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}

@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	ctrllog.SetLogger(logr.FromSlogHandler(log().Handler()))
-	roles := map[string]func(context.Context) error{"api": api, "gateway": runGateway, "routeagent": runRouteAgent, "server": server, "stream": stream, "sniffer": sniffer}
+	roles := map[string]func(context.Context) error{"api": api, "gateway": runGateway, "routeagent": runRouteAgent, "gateway-cleanup": cleanGateway, "routeagent-cleanup": cleanRouteAgent, "server": server, "stream": stream, "sniffer": sniffer}
 	if err := roles[role](ctx); err != nil {
 		fmt.Fprintln(os.Stderr, role+":", err)
 		os.Exit(1)
@@ -69,6 +69,22 @@ func runRouteAgent(ctx context.Context) error {
 	}
 	config.Log = log()
 	return routeagent.Run(ctx, config)
+}
+
+func cleanGateway(ctx context.Context) error {
+	config := gateway.Config{Log: log()}
+	if err := settings(&config); err != nil {
+		return err
+	}
+	return gateway.Cleanup(ctx, config)
+}
+
+func cleanRouteAgent(ctx context.Context) error {
+	var config struct{ StateDir string }
+	if err := settings(&config); err != nil {
+		return err
+	}
+	return routeagent.CleanupAll(ctx, config.StateDir, log())
 }
 
 // api serves an API on a TCP address for the daemons and on a unix socket for the test.

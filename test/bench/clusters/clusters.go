@@ -98,8 +98,8 @@ spec:
 }
 
 // Up starts the lab with Fastnet and the pods, and returns when every cable is up. tidy takes all away again, also after an
-// error. With keep it uses a lab that runs, and leaves it running.
-func Up(ctx context.Context, keep bool) (pair *Pair, tidy func() error, err error) {
+// error. With keep it uses a lab that runs, and leaves it running. Clusters join with these arguments besides the usual ones.
+func Up(ctx context.Context, keep bool, join ...string) (pair *Pair, tidy func() error, err error) {
 	tidy = func() error { return nil }
 	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
@@ -107,7 +107,7 @@ func Up(ctx context.Context, keep bool) (pair *Pair, tidy func() error, err erro
 	}
 	p := &Pair{Dist: filepath.Join(strings.TrimSpace(string(root)), "dist")}
 	config := lab.DefaultConfig(p.Dist)
-	config.Workers, config.Install, config.Gateways = Gateways+1, true, Gateways
+	config.Workers, config.Install, config.Gateways, config.Join = Gateways+1, true, Gateways, join
 	config.Progress = lab.ProgressLines(func(line string) { fmt.Println("  " + line) })
 	if _, err := lab.Open(); err == nil {
 		if !keep {
