@@ -30,12 +30,12 @@ func readMessage(buffer []byte) (port uint16, sequence uint64, stalled time.Dura
 type tallies struct {
 	mu    sync.Mutex
 	flows map[uint16]*tally
+	udp   *inbox
 }
 
+// arrive must be called with the mutex held.
 func (s *tallies) arrive(buffer []byte, at time.Time) {
 	port, sequence, stalled := readMessage(buffer)
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.flow(port).arrive(sequence, stalled, at)
 }
 
@@ -52,6 +52,7 @@ func (s *tallies) flow(port uint16) *tally {
 func (s *tallies) answer(window []Flow) (any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.empty() // what has arrived by now
 	accounts := map[uint16]Account{}
 	for port, flow := range s.flows {
 		if flow.started {
@@ -73,51 +74,45 @@ func (s *tallies) answer(window []Flow) (any, error) {
 
 // sink receives on [Port], both families.
 func sink(_ []string, in io.Reader, out io.Writer) error {
-	s := &tallies{flows: map[uint16]*tally{}}
-	udp, err := net.ListenUDP("udp", &net.UDPAddr{Port: Port})
+	udp, err := newInbox()
 	if err != nil {
 		return err
 	}
-	defer udp.Close()
-	raw, err := udp.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	err = raw.Control(func(fd uintptr) {
-		// The kernel says when a packet came in, however late this process gets a processor; and it keeps some seconds of
-		// them meanwhile. Beyond the system's limit that takes a privilege: without it the limit has to do.
-		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)
-		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
-			failed = errors.Join(failed, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer))
-		}
-	})
-	if err := errors.Join(err, failed); err != nil {
-		return err
-	}
+	defer udp.close()
+	s := &tallies{flows: map[uint16]*tally{}, udp: udp}
 	tcp, err := net.ListenTCP("tcp", &net.TCPAddr{Port: Port})
 	if err != nil {
 		return err
 	}
 	defer tcp.Close()
-	go s.receive(udp)
+	go s.receive()
 	go s.accept(tcp)
 	return Serve(in, out, s.answer)
 }
 
 const receiveBuffer = 32 << 20
 
-func (s *tallies) receive(conn *net.UDPConn) {
-	buffer, extra := make([]byte, 64), make([]byte, 128)
+// emptyEvery is how often the inbox is emptied when nobody asks: the kernel notes when packets come, so to be woken by each of them
+// would only take the processor from those who carry them.
+const emptyEvery = 10 * time.Millisecond
+
+func (s *tallies) receive() {
 	for {
-		n, extraSize, _, _, err := conn.ReadMsgUDPAddrPort(buffer, extra)
-		if errors.Is(err, net.ErrClosed) {
-			return
+		s.udp.wait() // while nothing flows nothing is looked for
+		s.mu.Lock()
+		s.empty()
+		s.mu.Unlock()
+		time.Sleep(emptyEvery)
+	}
+}
+
+// empty must be called with the mutex held.
+func (s *tallies) empty() {
+	for {
+		more, err := s.udp.read(s.arrive)
+		if err != nil || !more {
+			return // an ICMP error for somebody else's packet is told once
 		}
-		if err != nil || n != messageSize {
-			continue // an ICMP error for somebody else's packet, or not ours
-		}
-		s.arrive(buffer, stamp(extra[:extraSize]))
 	}
 }
 
@@ -150,19 +145,20 @@ func (s *tallies) accept(listener *net.TCPListener) {
 				if _, err := io.ReadFull(conn, buffer); err != nil {
 					return
 				}
+				s.mu.Lock()
 				if first {
 					s.connected(buffer)
 				}
 				s.arrive(buffer, time.Now())
+				s.mu.Unlock()
 			}
 		}()
 	}
 }
 
+// connected must be called with the mutex held.
 func (s *tallies) connected(buffer []byte) {
 	port, _, _ := readMessage(buffer)
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	flow := s.flow(port)
 	flow.tcp = true
 	flow.connections++

@@ -18,6 +18,7 @@ import (
 // source sends the flows it was last told of.
 func source(_ []string, in io.Reader, out io.Writer) error {
 	s := &sender{}
+	s.some.L = &s.mu
 	defer s.replace(nil)
 	go s.pace()
 	return Serve(in, out, func(flows []Flow) (any, error) { return nil, s.replace(flows) })
@@ -27,14 +28,15 @@ func source(_ []string, in io.Reader, out io.Writer) error {
 type sender struct {
 	mu     sync.Mutex
 	udp    []*udpFlow
+	some   sync.Cond // there are UDP flows
 	cancel context.CancelFunc
 	tcp    sync.WaitGroup
 }
 
 type udpFlow struct {
 	port     uint16
-	to       netip.AddrPort
-	conn     *net.UDPConn // not connected: else an ICMP error would be told instead of the next packet being sent
+	to       unix.Sockaddr
+	socket   int // not connected: else an ICMP error would be told instead of the next packet being sent
 	sequence uint64
 	stalled  time.Duration
 }
@@ -47,22 +49,23 @@ func (s *sender) replace(flows []Flow) error {
 		if flow.TCP {
 			continue
 		}
-		conn, err := net.ListenUDP(map[bool]string{true: "udp4", false: "udp6"}[flow.To.Is4()], &net.UDPAddr{Port: int(flow.Port)})
+		one, err := newUDPFlow(flow)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		udp = append(udp, &udpFlow{port: flow.Port, to: netip.AddrPortFrom(flow.To, Port), conn: conn})
+		udp = append(udp, one)
 	}
 	s.mu.Lock()
 	old, stop := s.udp, s.cancel
 	s.udp, s.cancel = udp, cancel
+	s.some.Signal()
 	s.mu.Unlock()
 	if stop != nil {
 		stop()
 	}
 	for _, flow := range old {
-		errs = append(errs, flow.conn.Close())
+		errs = append(errs, unix.Close(flow.socket))
 	}
 	s.tcp.Wait()
 	for _, flow := range flows {
@@ -73,8 +76,28 @@ func (s *sender) replace(flows []Flow) error {
 	return errors.Join(errs...)
 }
 
-// pace sends a packet of each UDP flow at each beat. A beat that comes late by more than one interval moves all later ones,
-// and the packets tell by how much.
+// newUDPFlow with a socket of the kernel's alone: a thousand packets a second through the runtime's network poller would cost more
+// than they themselves.
+func newUDPFlow(flow Flow) (*udpFlow, error) {
+	family, from := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: int(flow.Port)})
+	to := unix.Sockaddr(&unix.SockaddrInet4{Port: Port})
+	if flow.To.Is4() {
+		to = &unix.SockaddrInet4{Port: Port, Addr: flow.To.As4()}
+	} else {
+		family, from, to = unix.AF_INET6, &unix.SockaddrInet6{Port: int(flow.Port)}, &unix.SockaddrInet6{Port: Port, Addr: flow.To.As16()}
+	}
+	socket, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Bind(socket, from); err != nil {
+		return nil, errors.Join(fmt.Errorf("port %d: %w", flow.Port, err), unix.Close(socket))
+	}
+	return &udpFlow{port: flow.Port, to: to, socket: socket}, nil
+}
+
+// pace sends a packet of each UDP flow at each beat, and sleeps while there is none. A beat that comes late by more than one interval
+// moves all later ones, and the packets tell by how much.
 func (s *sender) pace() {
 	runtime.LockOSThread() // its sleeps are the kernel's: the runtime's timers may be late by the interval itself
 	due := time.Now()
@@ -92,11 +115,15 @@ func (s *sender) pace() {
 		}
 		due = due.Add(late)
 		s.mu.Lock()
+		for len(s.udp) == 0 {
+			s.some.Wait()
+			due, late = time.Now(), 0
+		}
 		for _, flow := range s.udp {
 			flow.sequence++
 			flow.stalled += late
 			putMessage(buffer, flow.port, flow.sequence, flow.stalled)
-			_, _ = flow.conn.WriteToUDPAddrPort(buffer, flow.to) // what could not be sent is a packet that is lost
+			_ = unix.Sendto(flow.socket, buffer, 0, flow.to) // what could not be sent is a packet that is lost
 		}
 		s.mu.Unlock()
 	}
