@@ -13,6 +13,8 @@
 //   - A path that was down is up again when 12 of the last 20 probes were answered: half a second of answers alone, or a second
 //     with losses. At 19 % loss that holds for 99.6 % of all seconds. At half of all lost it holds for a quarter, and a path
 //     goes down once in some minutes.
+//   - A path that flaps, which is one that was up for less than a minute when it goes down, has to answer for twice as long each
+//     time before it is up again: 2 s, 4 s and so on, to 30 s. A minute of being up forgives all.
 //   - Whoever is stopped (SIGSTOP, a starved processor) blames no path: probes that nobody could have seen answered are
 //     forgotten.
 package liveness
@@ -32,6 +34,10 @@ const (
 	downAfter = 12
 	// A path that was down is up again when upOf of the last upFrom probes were answered.
 	upOf, upFrom = 12, 20
+
+	// A path that goes down before it was up for forgiven is asked for twice as long as the last time, at most longest.
+	forgiven = time.Minute
+	longest  = 30 * time.Second
 
 	// A probe is missed when it has no answer after the round-trip time and grace, which is what a busy processor may need.
 	// Later answers count when they come, so jitter beyond that does no harm. While the time is not known it is strangeRTT, or
@@ -71,6 +77,10 @@ type Path struct {
 	rtt time.Duration
 	// first is how long the answer took that brought the path up, with the wait for a handshake maybe.
 	first time.Duration
+
+	asked  time.Duration // for how long the path must answer now until it is up again, 0 for as long as upFrom probes take
+	steady time.Time     // since when it does, zero while it does not
+	fresh  bool          // it has not been down yet
 }
 
 type probe struct {
@@ -81,12 +91,12 @@ type probe struct {
 
 // New makes a path that nothing is known of.
 func New(now time.Time) *Path {
-	return &Path{state: Unknown, since: now, next: now, answered: now}
+	return &Path{state: Unknown, since: now, next: now, answered: now, fresh: true}
 }
 
 // Resume makes a path of which an earlier process has said that it is up: it stays so unless its probes are missed.
 func Resume(since, now time.Time, rtt time.Duration) *Path {
-	return &Path{state: Up, since: since, next: now, answered: now, rtt: rtt}
+	return &Path{state: Up, since: since, next: now, answered: now, rtt: rtt, fresh: true}
 }
 
 // State now, and Since when.
@@ -117,6 +127,7 @@ func (p *Path) Probe(now time.Time) (sequence uint64, changed bool) {
 	}
 	missed := p.missed(now)
 	if p.state == Up && missed >= downAfter {
+		p.flap(now)
 		p.set(Down, now)
 		p.newest = p.sent // what counts for the way up begins here
 		changed = true
@@ -151,7 +162,7 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 	if slow {
 		p.next = now
 	}
-	if p.state == Unknown || p.state == Down && p.recovered(sequence, now) {
+	if p.state == Unknown || p.state == Down && p.stays(sequence, now) {
 		p.set(Up, now)
 		p.rtt, p.first = 0, now.Sub(probe.sent)
 		return true
@@ -225,6 +236,30 @@ func (p *Path) count(from uint64, wanted int, oldest, now time.Time) (answered, 
 		}
 	}
 	return answered, decided
+}
+
+// flap notes that the path goes down, and how long it was up.
+func (p *Path) flap(now time.Time) {
+	switch {
+	case now.Sub(p.since) >= forgiven || p.fresh:
+		p.asked = 0
+	default:
+		p.asked = min(longest, 2*max(p.asked, upFrom*Pace))
+	}
+	p.fresh, p.steady = false, time.Time{}
+}
+
+// stays: it has recovered, and for as long as was asked.
+func (p *Path) stays(latest uint64, now time.Time) bool {
+	if !p.recovered(latest, now) {
+		p.steady = time.Time{}
+		return false
+	}
+	if p.steady.IsZero() {
+		p.steady = now
+	}
+	// To recover took the answers of upOf probes at least.
+	return now.Sub(p.steady) >= p.asked-upOf*Pace
 }
 
 // recovered: of the probes up to the one that was just answered, none of them from before the path went down, most were answered. Later ones

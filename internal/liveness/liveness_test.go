@@ -160,6 +160,52 @@ func TestItComesBackSlower(t *testing.T) {
 	}
 }
 
+// A path that comes and goes is asked for longer and longer; one that stays for a minute has a clean slate.
+func TestWhatFlapsIsAskedForLonger(t *testing.T) {
+	for seed := range uint64(50) {
+		w := newWorld(seed).loss(0.05)
+		w.run(time.Second)
+		fail := func() (back time.Duration) {
+			t.Helper()
+			w.dead = true
+			w.run(time.Second)
+			if w.path.State() != Down {
+				t.Fatalf("it is %s", w.path.State())
+			}
+			w.dead = false
+			since := w.now
+			for w.path.State() == Down && w.now.Sub(since) < time.Minute {
+				w.run(10 * time.Millisecond)
+			}
+			return w.now.Sub(since)
+		}
+		for i, least := range []float64{0.5, 2, 4, 8, 16, 30, 30} {
+			if took := fail().Seconds(); took < least-0.2 || took > least+1.6 {
+				t.Errorf("seed %d: after failure %d it was up again after %.2f s, want at least %.1f", seed, i, took, least)
+			}
+			w.run(time.Second)
+		}
+		w.run(forgiven)
+		if took := fail(); took > 2*time.Second {
+			t.Errorf("seed %d: after a minute it was up again after %s", seed, took)
+		}
+	}
+}
+
+// What recovers and goes again before it was up for good begins anew.
+func TestFlappingWhileAsked(t *testing.T) {
+	w := newWorld(1)
+	w.run(time.Second)
+	for range 6 {
+		w.dead = true
+		w.run(time.Second)
+		w.dead = false
+		w.run(1500 * time.Millisecond)
+	}
+	// Up, down, up, and down again; from then on 2 s are never answered.
+	w.expect(t, Down, 4)
+}
+
 // A path that answers now and then does not come back.
 func TestSingleAnswersBringNoPathBack(t *testing.T) {
 	w := newWorld(1)

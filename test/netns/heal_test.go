@@ -112,33 +112,33 @@ func TestRestartWithoutAPIServers(t *testing.T) {
 
 // A gateway that was away, in whatever way, has all its cables again at once, on both sides, its API server in reach or not.
 func TestHeal(t *testing.T) {
-	w := newMesh(t)
-	nothing := func() {}
+	nothing := func(*world) {}
 	for _, test := range []struct {
 		name      string
 		cut, heal string // on the WAN
-		meanwhile func()
+		meanwhile func(*world)
 		away      time.Duration
 		within    time.Duration
 	}{
 		{"behind a dead switch", "bridge link set dev to-w1 state 0", "bridge link set dev to-w1 state 3", nothing, 3 * time.Second, 5 * time.Second},
 		{"a pulled cable", "ip link set to-w1 down", "ip link set to-w1 up", nothing, 8 * time.Second, 5 * time.Second},
 		// The kernel forgets what it had of IPv6, and nobody tells it again: half of the node's addresses are dead.
-		{"a link that lost its addresses", "ip link set to-w1 down", "ip link set to-w1 up", func() {
+		{"a link that lost its addresses", "ip link set to-w1 down", "ip link set to-w1 up", func(w *world) {
 			w.nodes["w1"].Sh(t, "ip link set eth0 down; ip link set eth0 up; ip route add default via 172.31.1.1; ip -6 route del default || true")
 		}, 12 * time.Second, 5 * time.Second},
 		// Its keys of the moment are gone with the process: there must be a handshake, which is tried every 5 s and up to a third.
-		{"a process that ended", "bridge link set dev to-w1 state 0", "bridge link set dev to-w1 state 3", func() {
+		{"a process that ended", "bridge link set dev to-w1 state 0", "bridge link set dev to-w1 state 3", func(w *world) {
 			w.gateways["w1"].Kill()
 			w.startGateway("w1")
 		}, 12 * time.Second, 7 * time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			w := newMesh(t) // each its own: a cable that fails again within a minute is asked for longer
 			w.wan.Sh(t, test.cut)
 			w.cables(t, "w1", 0, 10*time.Second)
 			w.cables(t, "w2", 1, 10*time.Second)
 			w.cables(t, "g2", 1, 10*time.Second)
-			test.meanwhile()
+			test.meanwhile(w)
 			time.Sleep(test.away) // nothing happens, and that for a while
 			w.wan.Sh(t, test.heal)
 			healed := time.Now()
