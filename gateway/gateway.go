@@ -22,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -183,6 +184,12 @@ func Run(ctx context.Context, c Config) error {
 	if g.ports, err = loadPorts(g.portsFile()); err != nil {
 		c.Log.Error("peers are told new ports", "error", err)
 	}
+	tell, stopTelling, err := recorder(context.WithoutCancel(ctx), config, scheme, c.Node)
+	if err != nil {
+		return err
+	}
+	defer stopTelling()
+	g.event = tell
 	g.recall()
 	c.Log.Info("gateway starts", "cluster", c.ClusterID, "node", c.Node, "prefixes", prefixes, "drivers", c.Drivers, "port", c.Port)
 	if slices.Contains(c.Drivers, cables.VXLAN) {
@@ -294,6 +301,7 @@ type gateway struct {
 	traffic   traffic
 	view      chan struct{} // the view for nodes may have changed
 	mtu       func(peer []netip.Addr) int
+	event     func(about runtime.Object, e event)
 	answered  atomic.Bool // the API server has, once
 
 	// Only the loop's round touches these.
@@ -610,6 +618,9 @@ func (g *gateway) writeStatus(ctx context.Context, status v1alpha1.GatewayStatus
 		if i < 0 || g.written.Cables[i].State != c.State {
 			g.config.Log.Info("cable "+string(c.State), "endpoint", c.Endpoint, "peer", c.PeerAddress)
 		}
+	}
+	for _, e := range events(g.written, status) {
+		g.event(&object, e)
 	}
 	g.written, g.writeAt = status, now
 	return nil

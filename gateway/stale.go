@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
@@ -70,6 +71,7 @@ func (g *gateway) sweep(ctx context.Context, now time.Time) error {
 			return fmt.Errorf("delete the stale gateway %s: %w", gateway.Name, err)
 		}
 		g.config.Log.Info("gateway deleted: it was not renewed", "gateway", gateway.Name)
+		g.event(&gateway, event{corev1.EventTypeWarning, eventGatewayGone, "it was not renewed: deleted by " + g.config.Node})
 	}
 	return nil
 }

@@ -130,7 +130,7 @@ func TestHeal(t *testing.T) {
 		{"a process that ended", "bridge link set dev to-w1 state 0", "bridge link set dev to-w1 state 3", func(w *world) {
 			w.gateways["w1"].Kill()
 			w.startGateway("w1")
-		}, 12 * time.Second, 7 * time.Second},
+		}, 12 * time.Second, 9 * time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newMesh(t) // each its own: a cable that fails again within a minute is asked for longer
