@@ -20,8 +20,10 @@ import (
 // limit of 1 it goes no further. The answer is an ordinary packet to the pod address, by the CNI's way, as answers of other clusters are.
 const (
 	foreignHops = 1
-	// macFor is how long a gateway's MAC address counts; the kernel keeps it up to date by the ordinary questions.
-	macFor = time.Second
+	// macFor is how long a gateway's MAC address counts while it answers, and macRetry while it does not. The kernel keeps it up to date by
+	// the ordinary questions; to ask it for one means to read the whole table of neighbours.
+	macFor   = 10 * time.Second
+	macRetry = 500 * time.Millisecond
 
 	udpHeader = 8
 )
