@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/gateway/cable"
+	"github.com/fastnet-io/fastnet/gateway/ipsec"
 	"github.com/fastnet-io/fastnet/gateway/keyfile"
 	"github.com/fastnet-io/fastnet/gateway/vxlan"
 	"github.com/fastnet-io/fastnet/gateway/wireguard"
@@ -24,29 +24,40 @@ import (
 )
 
 // newDriver makes the driver of a name.
-func newDriver(name, stateDir, gateway string, log *slog.Logger) cable.Driver {
+func newDriver(name string, c Config) cable.Driver {
+	links, key := cables.LinkPrefix(name), keyFile(c.StateDir, name, EndpointName(c.ClusterID, c.Node))
 	switch name {
 	case cables.WireGuard:
-		return wireguard.New(wireguard.Config{LinkPrefix: cables.LinkPrefix(name), KeyFile: keyFile(stateDir, name, gateway), Log: log})
+		return wireguard.New(wireguard.Config{LinkPrefix: links, KeyFile: key, Log: c.Log})
+	case cables.IPsec:
+		return ipsec.New(ipsec.Config{LinkPrefix: links, ChainPrefix: "FNIPSEC-", KeyFile: key, RunDir: ipsecRunDir, Port: c.IPsecPort, Log: c.Log})
 	case cables.VXLAN:
-		return vxlan.New(vxlan.Config{LinkPrefix: cables.LinkPrefix(name), ChainPrefix: "FNVXLAN-", Log: log})
+		return vxlan.New(vxlan.Config{LinkPrefix: links, ChainPrefix: "FNVXLAN-", Log: c.Log})
 	default:
 		panic("no driver " + name) // cables.CheckDrivers has let it through
 	}
 }
 
+// ipsecRunDir is the gateway's own, as the whole of /var/run is in its pod.
+const ipsecRunDir = "/var/run/fastnet-ipsec"
+
 // overhead of a driver in bytes, on the way to a peer's address.
 func overhead(driver string, peer netip.Addr) int {
-	if driver == cables.VXLAN {
+	switch driver {
+	case cables.IPsec:
+		return ipsec.Overhead(peer)
+	case cables.VXLAN:
 		return vxlan.Overhead(peer)
+	default:
+		return wireguard.Overhead
 	}
-	return wireguard.Overhead
 }
 
 // named is a driver with its name in flags and Endpoints.
 type named struct {
 	cable.Driver
 	name string
+	port uint16 // of its own, 0 where it has none
 }
 
 // drivers of this gateway, the preferred first. To the rest of the gateway they are one.
@@ -54,7 +65,11 @@ type drivers []named
 
 func newDrivers(c Config) (all drivers) {
 	for _, name := range c.Drivers {
-		all = append(all, named{newDriver(name, c.StateDir, EndpointName(c.ClusterID, c.Node), c.Log), name})
+		driver := named{Driver: newDriver(name, c), name: name}
+		if name == cables.IPsec {
+			driver.port = c.IPsecPort
+		}
+		all = append(all, driver)
 	}
 	return all
 }
@@ -66,7 +81,7 @@ func (d drivers) endpoint() (specs []v1alpha1.EndpointDriver, err error) {
 		if err != nil {
 			return nil, err
 		}
-		specs = append(specs, v1alpha1.EndpointDriver{Name: driver.name, PublicKey: key})
+		specs = append(specs, v1alpha1.EndpointDriver{Name: driver.name, PublicKey: key, Port: int32(driver.port)})
 	}
 	return specs, nil
 }
@@ -124,7 +139,7 @@ func (d drivers) sweep(ctx context.Context, c Config) error {
 	var problems []error
 	for _, name := range cables.Drivers() {
 		if !slices.ContainsFunc(d, func(driver named) bool { return driver.name == name }) {
-			problems = append(problems, newDriver(name, c.StateDir, EndpointName(c.ClusterID, c.Node), c.Log).Remove(ctx))
+			problems = append(problems, newDriver(name, c).Remove(ctx))
 		}
 	}
 	return errors.Join(problems...)

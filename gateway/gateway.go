@@ -72,6 +72,8 @@ type Config struct {
 	NodeProbePort uint16
 	// Port (UDP) is the first of those at which peers are awaited, each at one of its own.
 	Port uint16
+	// IPsecPort (UDP) is that of IKE and of ESP, with the driver ipsec.
+	IPsecPort uint16
 	// StateDir holds the private key, the peers' ports, and what was last known.
 	StateDir string
 	// Addresses for peers; empty takes those of the Node.
@@ -103,6 +105,9 @@ func (c Config) Validate() error {
 	}
 	if c.Port == 0 {
 		problem("--port is 0")
+	}
+	if c.IPsecPort == 0 && slices.Contains(c.Drivers, cables.IPsec) {
+		problem("--ipsec-port is 0")
 	}
 	if c.NodeProbePort == 0 {
 		problem("--node-probe-port is 0")

@@ -63,7 +63,7 @@ func TestStatus(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	report := cable.Report{Cables: []cable.Cable{{Endpoint: "c2.a", LastHandshake: time.Unix(5, 0), Sent: 1, Received: 2}}}
-	g := newGateway(Config{}, nil, nil, drivers{{stub{report}, "wireguard"}}, nil, nil)
+	g := newGateway(Config{}, nil, nil, drivers{{Driver: stub{report}, name: "wireguard"}}, nil, nil)
 	g.prober = testProber()
 	g.prober.set(report)
 	g.last.desired = Plan(base())

@@ -14,6 +14,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/fastnet-io/fastnet/gateway"
+	"github.com/fastnet-io/fastnet/gateway/ipsec"
 	"github.com/fastnet-io/fastnet/internal/cables"
 	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 )
@@ -51,7 +52,8 @@ func command() *cobra.Command {
 	shared.StringVar(&config.ClusterID, "cluster-id", "", "ID of this cluster")
 	shared.StringVar(&config.Node, "node", os.Getenv("NODE_NAME"), "name of this node (default: $NODE_NAME)")
 	flags.StringSliceVar(&config.Prefixes, "prefixes", nil, "pod and service CIDRs of this cluster, both families, comma separated")
-	flags.StringSliceVar(&config.Drivers, "driver", []string{cables.WireGuard}, "cable drivers, the preferred first, comma separated: wireguard and vxlan")
+	flags.StringSliceVar(&config.Drivers, "driver", []string{cables.WireGuard}, "cable drivers, the preferred first, comma separated: wireguard, ipsec and vxlan")
+	flags.Uint16Var(&config.IPsecPort, "ipsec-port", ipsec.DefaultPort, "UDP port of IKE and ESP, with the driver ipsec; one for all peers")
 	flags.BoolVar(&config.AllowUnencrypted, "allow-unencrypted", false, "allow the driver vxlan, which sends the packets of pods unencrypted")
 	flags.Uint16Var(&config.Port, "port", 51820, "first UDP port for peers; each peer has one of its own, from here upwards")
 	flags.Uint16Var(&config.NodeProbePort, "node-probe-port", nodeprobe.DefaultPort, "UDP port at which the nodes of this cluster are answered")

@@ -75,7 +75,7 @@ func TestRenderedCharts(t *testing.T) {
 			"dns": values{"mode": "cluster", "clusterIPs": []any{"10.88.0.10", "fd00:88::a"}},
 		})},
 		{"member-no-dns", helm.Member, "fastnet-system", member(values{
-			"gateway": values{"driver": "vxlan,wireguard", "allowUnencrypted": true},
+			"gateway": values{"driver": "vxlan,ipsec,wireguard", "allowUnencrypted": true, "ipsecPort": 4510},
 			"dns":     values{"mode": "none"}, "broker": values{"existingSecret": "join"}, "networkPolicy": values{"enabled": false},
 			"image": values{"registry": "registry.example/fastnet", "tag": "v1", "pullSecrets": []any{values{"name": "regcred"}}},
 		})},

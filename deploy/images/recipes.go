@@ -1,6 +1,9 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // recipe is one image. From it come both the OCI archive and the Dockerfile, so that they cannot tell two stories.
 type recipe struct {
@@ -34,6 +37,9 @@ const (
 // kube-proxy chose.
 var network = []string{"iptables"}
 
+// strongSwan's IKE daemon, its client, and the plugin kernel-libipsec.
+var strongSwan = []string{"strongswan-charon", "strongswan-swanctl", "libcharon-extra-plugins", "libstrongswan-standard-plugins"}
+
 var recipes = []recipe{
 	{
 		name: "coredns", binary: "coredns", bindCapability: true, roots: true, user: nonroot,
@@ -41,7 +47,7 @@ var recipes = []recipe{
 		ports: []string{"53/tcp", "53/udp", "9153/tcp", "8080/tcp", "8181/tcp"},
 	},
 	{name: "agent", binary: "fastnet-agent", roots: true, user: nonroot, ports: []string{"9470/tcp"}},
-	{name: "gateway", binary: "fastnet-gateway", debian: network, user: root, ports: []string{"9471/tcp", "51820/udp"}},
+	{name: "gateway", binary: "fastnet-gateway", debian: slices.Concat(network, strongSwan), user: root, ports: []string{"9471/tcp", "51820/udp", "4500/udp"}},
 	{name: "routeagent", binary: "fastnet-routeagent", debian: network, user: root, ports: []string{"9472/tcp"}},
 	{name: "whereami", binary: "whereami", user: nonroot, bindCapability: true, ports: []string{"80/tcp"}, lab: true},
 	{

@@ -280,6 +280,8 @@ func unfit(prefix netip.Prefix, in Input) string {
 		return "is a default route"
 	case addr.IsLoopback(), addr.IsLinkLocalUnicast(), addr.IsMulticast(), addr.IsUnspecified(), addr.Is4In6():
 		return "is no range for pods or services"
+	case prefix.Overlaps(Inner()):
+		return "overlaps " + Inner().String() + ", which gateways use among themselves"
 	}
 	for _, own := range in.Prefixes {
 		if prefix.Overlaps(own) {

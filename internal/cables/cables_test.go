@@ -73,6 +73,9 @@ func TestDecide(t *testing.T) {
 				"cluster c2: CIDR 10.0.0.0/8 of Endpoint c2.b overlaps this cluster's 10.8.0.0/16: refused\n" +
 				"cluster c2: CIDR 172.18.0.0/16 of Endpoint c2.b covers this cluster's node address 172.18.0.2: refused\n" +
 				"cluster c2: CIDR fd00:8:5::/48 of Endpoint c2.b overlaps this cluster's fd00:8::/32: refused\n"},
+		{"gateways' own addresses are refused", []v1alpha1.Endpoint{endpoint("c2.b", 1, "10.99.0.0/16", "fd40::/12")},
+			"c2: [10.99.0.0/16]\n  c2.b on b" + at +
+				"cluster c2: CIDR fd40::/12 of Endpoint c2.b overlaps fd46:4153:544e::/48, which gateways use among themselves: refused\n"},
 		{"of two clusters the older keeps the range", []v1alpha1.Endpoint{endpoint("c2.b", 5, "10.9.0.0/16"), endpoint("c3.c", 6, "10.9.4.0/24", "10.7.0.0/16")},
 			"c2: [10.9.0.0/16]\n  c2.b on b" + at + "c3: [10.7.0.0/16]\n  c3.c on c" + at +
 				"cluster c3: CIDR 10.9.4.0/24 of Endpoint c3.c overlaps 10.9.0.0/16 of cluster c2: refused\n"},

@@ -18,6 +18,7 @@ import (
 // Endpoint's enumeration, and a cable.Driver that the gateway makes by that name.
 const (
 	WireGuard = "wireguard"
+	IPsec     = "ipsec"
 	VXLAN     = "vxlan"
 )
 
@@ -25,11 +26,11 @@ const (
 // a crashed process left. All devices of Fastnet begin with "fastnet-"; the route agent's with "fastnet-vx", so those of the
 // driver vxlan, which sends unencrypted, begin with "fastnet-u".
 func LinkPrefix(driver string) string {
-	return map[string]string{WireGuard: "fastnet-w", VXLAN: "fastnet-u"}[driver]
+	return map[string]string{WireGuard: "fastnet-w", IPsec: "fastnet-i", VXLAN: "fastnet-u"}[driver]
 }
 
 // Drivers that there are, in the order of their names.
-func Drivers() []string { return []string{VXLAN, WireGuard} }
+func Drivers() []string { return []string{IPsec, VXLAN, WireGuard} }
 
 // CheckDrivers says what is wrong with a list of drivers, the preferred first.
 func CheckDrivers(names []string, allowUnencrypted bool) error {
@@ -70,6 +71,10 @@ type End struct {
 	Addr netip.Addr
 	MAC  string
 }
+
+// Inner is the range of the gateways' addresses inside IPsec tunnels: "FASTN" in ASCII. No cluster may have pods or services
+// there.
+func Inner() netip.Prefix { return netip.MustParsePrefix("fd46:4153:544e::/48") }
 
 // EndOf an Endpoint.
 func EndOf(endpoint string) End {

@@ -20,6 +20,7 @@ func TestDriversMeet(t *testing.T) {
 		{"wireguard,vxlan", "vxlan,wireguard", "wireguard", ""},
 		{"vxlan,wireguard", "wireguard,vxlan", "vxlan", ""},
 		{"vxlan,wireguard", "wireguard", "wireguard", ""},
+		{"ipsec,wireguard", "vxlan,ipsec", "ipsec", ""},
 		{"vxlan", "wireguard", "", "cluster c2: Endpoint c2.b has the drivers wireguard, this gateway has vxlan" + noCable},
 		{"carrier-pigeon,wireguard", "carrier-pigeon,wireguard", "wireguard", ""}, // of a version to come
 	} {
@@ -32,7 +33,7 @@ func TestDriversMeet(t *testing.T) {
 				given := Decide(Input{ClusterID: side.own[:2], Node: side.own[3:], Drivers: strings.Split(side.ownDrivers, ","), Endpoints: all})
 				for _, plan := range []Plan{byEndpoint, given} {
 					r := plan.Clusters[0].Gateways[0]
-					if r.Driver != test.want || (r.Link != "") != (test.want != "") || r.Via.IsValid() != (test.want == VXLAN) {
+					if r.Driver != test.want || (r.Link != "") != (test.want != "") || r.Via.IsValid() != (test.want == VXLAN || test.want == IPsec) {
 						t.Errorf("%s meets %+v", side.own, r)
 					}
 					if test.want != "" && (r.Link != LinkName(test.want, side.other) || r.PublicKey != "key of "+test.want) {

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -335,6 +336,39 @@ func (w *world) leaked(t *testing.T) string {
 	return w.wan.Sh(t, `for ipt in iptables-nft ip6tables-nft; do $ipt -t raw -vnxL PREROUTING | awk 'NR > 2 && $1 > 0'; done`)
 }
 
+// killCharon of a gateway, and wait for the next one.
+func (w *world) killCharon(t *testing.T, node string) {
+	t.Helper()
+	gateway := w.gateways[node]
+	runs := func() []string {
+		return regexp.MustCompile(`charon runs" pid=([0-9]+)`).FindAllString(gateway.Log(), -1)
+	}
+	var before []string
+	Eventually(t, 10*time.Second, "charon runs on "+node, func() error {
+		if before = runs(); len(before) == 0 {
+			return errors.New(gateway.Log())
+		}
+		return nil
+	})
+	_, text, _ := strings.Cut(before[len(before)-1], "pid=")
+	pid, err := strconv.Atoi(text)
+	if err == nil {
+		err = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := w.nodes[node].Sh(t, "ip -6 route"); !strings.Contains(out, "blackhole fd46:4153:544e::/48") {
+		t.Errorf("no blackhole behind the tunnels of %s:\n%s", node, out)
+	}
+	Eventually(t, 10*time.Second, "charon runs again on "+node, func() error {
+		if len(runs()) == len(before) {
+			return errors.New(lastLine(gateway.Log()))
+		}
+		return nil
+	})
+}
+
 // sniff listens where the packets between the clusters pass.
 func (w *world) sniff(t *testing.T) *Process {
 	var between [][2]netip.Addr
@@ -364,11 +398,11 @@ func (w *world) sniff(t *testing.T) *Process {
 
 // mtu inside a cable, over links of 1500 bytes.
 func mtu(driver string) int {
-	return map[string]int{cables.WireGuard: 1420, cables.VXLAN: 1450}[driver]
+	return map[string]int{cables.WireGuard: 1420, cables.IPsec: 1330, cables.VXLAN: 1450}[driver]
 }
 
 func TestDataPath(t *testing.T) {
-	for _, driver := range []string{cables.WireGuard, cables.VXLAN} {
+	for _, driver := range []string{cables.WireGuard, cables.IPsec, cables.VXLAN} {
 		t.Run(driver, func(t *testing.T) { testDataPath(t, driver) })
 	}
 }
@@ -400,7 +434,8 @@ func testDataPath(t *testing.T, driver string) {
 	if ms, err := strconv.ParseFloat(up.RTTMilliseconds, 64); err != nil || ms <= 0 || ms > 200 {
 		t.Errorf("RTT between two namespaces is %q ms", up.RTTMilliseconds)
 	}
-	if up.PeerAddress != "172.31.2.2:51820" || up.ClusterID != "c2" || up.Endpoint != "c2.g2" {
+	port := map[string]string{cables.WireGuard: "51820", cables.IPsec: "4500", cables.VXLAN: "51820"}[driver]
+	if up.PeerAddress != "172.31.2.2:"+port || up.ClusterID != "c2" || up.Endpoint != "c2.g2" {
 		t.Errorf("cable of c1 is %+v", up)
 	}
 
@@ -509,6 +544,12 @@ func testDataPath(t *testing.T, driver string) {
 			w.startAgent(node)
 			goesOn()
 		}
+		if driver == cables.IPsec {
+			for _, node := range []string{"g1", "g2"} {
+				w.killCharon(t, node)
+				goesOn()
+			}
+		}
 		for _, stream := range streams {
 			stream.Signal(t, syscall.SIGTERM)
 			stream.Wait(t, 5*time.Second)
@@ -568,7 +609,7 @@ func testDataPath(t *testing.T, driver string) {
 		paths := func(line string) bool {
 			return strings.Contains(line, "nhid ") || strings.HasPrefix(line, "id ") || strings.HasPrefix(line, "\tnexthop ")
 		}
-		left := func(state string) []string { return slices.DeleteFunc(strip(state), paths) }
+		left := func(state string) []string { return slices.DeleteFunc(without(strip(state), "ipsec0"), paths) }
 		if diff := cmp.Diff(left(during), left(w.nodes["g1"].State(t))); diff != "" {
 			t.Errorf("after SIGTERM (-running +stopped):\n%s", diff)
 		}
@@ -627,6 +668,20 @@ func testDataPath(t *testing.T, driver string) {
 			}
 		}
 	})
+}
+
+// without a device: charon's own goes with it, and another comes with the next charon.
+func without(state []string, device string) (out []string) {
+	of := false
+	for _, line := range state {
+		if !strings.HasPrefix(line, "    ") { // "ip -d link" has more lines for a device, all with a margin
+			of = strings.Contains(line, device)
+		}
+		if !of {
+			out = append(out, line)
+		}
+	}
+	return out
 }
 
 // strip takes out what may differ.

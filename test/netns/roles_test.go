@@ -23,6 +23,7 @@ import (
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/fastnet-io/fastnet/gateway"
+	"github.com/fastnet-io/fastnet/gateway/ipsec"
 	"github.com/fastnet-io/fastnet/internal/cables"
 	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 	"github.com/fastnet-io/fastnet/routeagent"
@@ -54,7 +55,7 @@ func log() *slog.Logger {
 }
 
 func runGateway(ctx context.Context) error {
-	config := gateway.Config{Drivers: []string{cables.WireGuard}, Port: 51820, NodeProbePort: nodeprobe.DefaultPort, HTTPAddress: "127.0.0.1:9471"}
+	config := gateway.Config{Drivers: []string{cables.WireGuard}, Port: 51820, IPsecPort: ipsec.DefaultPort, NodeProbePort: nodeprobe.DefaultPort, HTTPAddress: "127.0.0.1:9471"}
 	if err := settings(&config); err != nil {
 		return err
 	}

@@ -87,7 +87,7 @@ Where no node has the label, join picks one.`,
 	command.Flags().StringSliceVar(&flags.prefixes, "prefixes", nil, `The cluster's pod and service ranges, as CIDRs with commas, or "auto" to find them (default: auto, or those of the last join)`)
 	command.Flags().StringSliceVar(&flags.gatewayNodes, "gateway-node", nil, "Node to make a gateway; may be given more than once")
 	command.Flags().StringVar(&flags.dns, "dns", "", `DNS for the clusterset's names: cluster, standalone or none (default "standalone", or that of the last join)`)
-	command.Flags().StringSliceVar(&flags.drivers, "driver", nil, `Drivers of the tunnels, the preferred first: wireguard, vxlan (default "wireguard", or those of the last join)`)
+	command.Flags().StringSliceVar(&flags.drivers, "driver", nil, `Drivers of the tunnels, the preferred first: wireguard, ipsec, vxlan (default "wireguard", or those of the last join)`)
 	command.Flags().BoolVar(&unencrypted, "allow-unencrypted", false, "Allow the driver vxlan, which sends the packets of pods unencrypted (default: as at the last join)")
 	command.Flags().StringVar(&flags.imageRegistry, "image-registry", "", `Where the images are (default "fastnet.dev")`)
 	command.Flags().StringVar(&flags.imageTag, "image-tag", "", `Tag of the images (default "dev")`)

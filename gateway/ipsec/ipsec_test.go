@@ -1,0 +1,145 @@
+package ipsec
+
+import (
+	"crypto/ed25519"
+	"encoding/base64"
+	"flag"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fastnet-io/fastnet/gateway/cable"
+	"github.com/fastnet-io/fastnet/internal/cables"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func testConfig() Config {
+	return Config{RunDir: "/run/test", Port: 4501, Log: slog.New(slog.DiscardHandler)}
+}
+
+func key(n byte) ed25519.PublicKey {
+	return public(ed25519.NewKeyFromSeed(append(make([]byte, ed25519.SeedSize-1), n)))
+}
+
+func cablePeer(name string, n byte, address string) cable.Peer {
+	p := cable.Peer{Endpoint: name, ClusterID: name[:2], Link: cables.LinkName(cables.IPsec, name), PublicKey: base64.StdEncoding.EncodeToString(key(n))}
+	if address != "" {
+		p.Address = netip.MustParseAddrPort(address)
+	}
+	return p
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestConfigurationIsText(t *testing.T) {
+	all := []cable.Peer{cablePeer("c3.x", 3, "[2001:db8::9]:51821"), cablePeer("c2.a", 2, "192.0.2.9:51820"), cablePeer("c2.b", 4, "")}
+	all[0].DriverPort = 4510
+	peers, problems := readKeys(all, key(1))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	golden(t, "strongswan.conf", strongswanConf(testConfig()))
+	golden(t, "swanctl.conf", swanctlConf(testConfig(), "c1.gw", Address(key(1)), peers))
+	text, err := pubPEM(key(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "peer.pem", text)
+}
+
+// A peer with no key, with another's or with ours has no cable, and the others have theirs.
+func TestKeysOfPeers(t *testing.T) {
+	none := cablePeer("c2.none", 2, "")
+	none.PublicKey = "AAAA"
+	peers, problems := readKeys([]cable.Peer{cablePeer("c2.a", 2, ""), none, cablePeer("c2.thief", 2, ""), cablePeer("c2.mirror", 1, "")}, key(1))
+	if len(peers) != 1 || peers[0].Endpoint != "c2.a" || len(problems) != 3 {
+		t.Errorf("peers %v, problems %v", peers, problems)
+	}
+	if a, b := Address(key(1)), Address(key(2)); a == b || !cables.Inner().Contains(a) || a != Address(key(1)) {
+		t.Errorf("addresses %s and %s", a, b)
+	}
+}
+
+func TestKeyIsKeptAndNeverReplaced(t *testing.T) {
+	c := testConfig()
+	c.KeyFile = filepath.Join(t.TempDir(), "state", "ipsec.key")
+	first, err := New(c).PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := New(c).PublicKey(); err != nil || again != first {
+		t.Errorf("key %s, then %s (%v)", first, again, err)
+	}
+	text, err := os.ReadFile(c.KeyFile)
+	if err != nil || !strings.HasPrefix(string(text), "-----BEGIN PRIVATE KEY-----") {
+		t.Errorf("the key is %d bytes of something else (%v)", len(text), err)
+	}
+	for _, damaged := range []string{"", string(text[:60]), strings.Replace(string(text), "M", "N", 1)} {
+		if err := os.WriteFile(c.KeyFile, []byte(damaged), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := New(c).PublicKey(); err == nil || !strings.Contains(err.Error(), "is damaged") {
+			t.Errorf("error %v, want that it is damaged", err)
+		}
+	}
+}
+
+func TestParseSAs(t *testing.T) {
+	now := time.Unix(1000000, 0)
+	const ends = " local-ts=[fd46:4153:544e::1/128] remote-ts=[fd46:4153:544e::2/128]}}"
+	got, err := parseSAs(`list-sa event {fastnet-ia {uniqueid=7 version=2 state=ESTABLISHED local-host=192.0.2.1 local-port=4500 local-id=c1.gw remote-host=2001:db8::9 remote-port=4510 nat-remote=yes established=12 rekey-time=9 child-sas {fastnet-ia-3 {name=fastnet-ia uniqueid=3 state=INSTALLED mode=TUNNEL`+ends+`}}
+list-sa event {fastnet-ib {uniqueid=8 version=2 state=ESTABLISHED remote-host=192.0.2.9 remote-port=4500 tasks-active=[IKE_AUTH CHILD_CREATE] established=1 child-sas {fastnet-ib-4 {name=fastnet-ib state=INSTALLING`+ends+`}}
+list-sa event {(unnamed) {uniqueid=9 version=2 state=CONNECTING local-host=192.0.2.1 remote-host=192.0.2.7 remote-port=4500 child-sas {}}}
+list-sas reply {}
+`, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []sa{
+		{name: "fastnet-ia", id: "7", known: true, up: true, remote: netip.MustParseAddrPort("[2001:db8::9]:4510"), since: now.Add(-12 * time.Second),
+			ends: []string{"fd46:4153:544e::1/128 fd46:4153:544e::2/128"}},
+		{name: "fastnet-ib", id: "8", known: true, remote: netip.MustParseAddrPort("192.0.2.9:4500"), since: now.Add(-time.Second)},
+		{name: "(unnamed)", id: "9", remote: netip.MustParseAddrPort("192.0.2.7:4500")},
+	}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(sa{}), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if !got[0].leads(netip.MustParseAddr("fd46:4153:544e::1"), netip.MustParseAddr("fd46:4153:544e::2")) || got[0].leads(netip.MustParseAddr("fd46:4153:544e::1"), netip.MustParseAddr("fd46:4153:544e::3")) {
+		t.Error("leads elsewhere")
+	}
+	if sas, err := parseSAs("list-sas reply {}\n", now); err != nil || len(sas) > 0 {
+		t.Errorf("none is %v, %v", sas, err)
+	}
+	for _, text := range []string{"list-sa event {a {b=c", "list-sa event {a", "list-sa event {}x=[", "list-sa event {={}}"} {
+		if sas, err := parseSAs(text, now); err == nil && len(sas) > 0 {
+			t.Errorf("%q is %v", text, sas)
+		}
+	}
+}
+
+func FuzzParseSAs(f *testing.F) {
+	f.Add("list-sa event {a {b=c d=[e f] g {h {i=j}}}}")
+	f.Fuzz(func(_ *testing.T, text string) { _, _ = parseSAs("list-sa event {"+text, time.Unix(0, 0)) })
+}
