@@ -15,7 +15,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/fastnet-io/fastnet/gateway/cable"
+	"github.com/fastnet-io/fastnet/gateway/vxlan"
 	"github.com/fastnet-io/fastnet/internal/cables"
+	"github.com/fastnet-io/fastnet/test/netns"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -138,6 +140,38 @@ list-sas reply {}
 		}
 	}
 }
+
+// What a killed process has left is found without any memory of it, and what others have made stays.
+func TestRemoveFindsWhatIsLeft(t *testing.T) {
+	netns.RequireRoot(t)
+	netns.Sh(t, "ip link set lo up; ip -6 route add blackhole fd99::/48; iptables-nft -t mangle -N OTHERS")
+	const state = "ip -d link | sed 's/ [a-z_]*_timer *[^ ]*//g'; ip addr; ip -6 route show table all; iptables-nft -t mangle -S; ip6tables-nft -t mangle -S; true"
+	before := netns.Sh(t, state)
+	c := testConfig()
+	c.LinkPrefix, c.ChainPrefix, c.RunDir = cables.LinkPrefix(cables.IPsec), "FNIPSEC-", filepath.Join(t.TempDir(), "run")
+	c.KeyFile = filepath.Join(t.TempDir(), "ipsec.key")
+	killed := New(c)
+	if err := killed.Apply(t.Context(), cable.Config{Self: "c1.gw"}); err != nil {
+		t.Fatal(err)
+	}
+	netns.Sh(t, "ip -6 route | grep 'blackhole fd46:4153:544e::/48'")
+	segment := vxlan.Segment{Peer: cablePeer("c2.a", 2, "[fd46:4153:544e::2]:51820"), Local: Address(key(1)), From: tunnels + "+"}
+	segment.Port, segment.MTU = 51820, 1330
+	if err := killed.segments.Apply(t.Context(), "c1.gw", []vxlan.Segment{segment}); err != nil {
+		t.Fatal(err)
+	}
+	if err := New(c).Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, netns.Sh(t, state)); diff != "" {
+		t.Errorf("-before +after:\n%s", diff)
+	}
+	if _, err := os.Stat(c.KeyFile); !os.IsNotExist(err) {
+		t.Errorf("the key is still there (%v)", err)
+	}
+}
+
+func TestMain(m *testing.M) { os.Exit(netns.Main(m)) }
 
 func FuzzParseSAs(f *testing.F) {
 	f.Add("list-sa event {a {b=c d=[e f] g {h {i=j}}}}")
