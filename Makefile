@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 # go build decides what is stale, make only what to ask for.
 .NOTPARALLEL:
-.PHONY: help build test lint gen images lab demo demo-down e2e soak-dns bench bench-dns bench-propagation bench-scale bench-tunnel bench-failover prepare kubernetes
+.PHONY: help build test test-kernel lint gen images lab demo demo-down e2e soak-dns bench bench-dns bench-propagation bench-scale bench-tunnel bench-failover prepare kubernetes
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,13 @@ test: ## Run every test that needs no cluster, with the race detector (as root: 
 	go build -o /dev/null ./coredns-build ./cmd/fastnet-agent # compiled here, outside of the time limit of the tests that build them
 	{ CGO_ENABLED=1 go test -json -race -timeout 15m $$(go list ./... | grep -v -E '$(SLOW)'); first=$$?; \
 	  go test -json -timeout 15m $$(go list ./... | grep -E '$(SLOW)') && exit $$first; } | go run ./test/tally -append $(DIST)/tally
+
+# KERNEL_TESTS are the packages with tests of the kernel; VM passes flags on, such as '-run TestKernel'.
+KERNEL_TESTS := ./gateway/wireguard ./internal/netstate ./routeagent ./test/netns
+
+test-kernel: ## Run the tests of the data path on a full kernel in an emulated machine (as root): WireGuard, delay, loss
+	@test/prepare vm
+	go run ./test/vm -json -dist $(DIST) $(VM) $(KERNEL_TESTS) | go run ./test/tally -append $(DIST)/tally
 
 e2e: prepare kubernetes images ## Run the end-to-end tests in the lab
 	go test -json -tags e2e -count 1 -p 1 -timeout 25m ./test/e2e/... ./test/lab ./test/soak | go run ./test/tally -append $(DIST)/tally

@@ -401,6 +401,30 @@ func mtu(driver string) int {
 	return map[string]int{cables.WireGuard: 1420, cables.IPsec: 1330, cables.VXLAN: 1450}[driver]
 }
 
+// start starts everything, and waits until cables and routes are there. It returns the cable of c1.
+func (w *world) start(t *testing.T) v1alpha1.Cable {
+	t.Helper()
+	w.startAPI(t, "c1", "g1")
+	w.startAPI(t, "c2", "g2")
+	for node := range nodeTable() {
+		w.startAgent(node)
+	}
+	w.startGateway("g1")
+	w.startGateway("g2")
+	w.mirror(t, "c1", "g1", "c2")
+	w.mirror(t, "c2", "g2", "c1")
+	up := w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 15*time.Second)
+	w.waitCable(t, "c2", "g2", v1alpha1.CableUp, 15*time.Second)
+	// Before a node knows of other clusters it treats their addresses as it treats any: nobody may ask for them until then.
+	for name, node := range w.nodes {
+		Eventually(t, 10*time.Second, "rules of "+name, func() error {
+			_, err := node.Try("ip rule | grep -q 64087; ip -6 rule | grep -q 64087")
+			return err
+		})
+	}
+	return up
+}
+
 func TestDataPath(t *testing.T) {
 	for _, driver := range []string{cables.WireGuard, cables.IPsec, cables.VXLAN} {
 		t.Run(driver, func(t *testing.T) { testDataPath(t, driver) })
@@ -414,17 +438,7 @@ func testDataPath(t *testing.T, driver string) {
 		before[name] = node.State(t)
 	}
 	sniffer := w.sniff(t)
-	w.startAPI(t, "c1", "g1")
-	w.startAPI(t, "c2", "g2")
-	for node := range nodeTable() {
-		w.startAgent(node)
-	}
-	w.startGateway("g1")
-	w.startGateway("g2")
-	w.mirror(t, "c1", "g1", "c2")
-	w.mirror(t, "c2", "g2", "c1")
-	up := w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 15*time.Second)
-	w.waitCable(t, "c2", "g2", v1alpha1.CableUp, 15*time.Second)
+	up := w.start(t)
 	Eventually(t, 5*time.Second, "RTT is known", func() (err error) {
 		if up, err = w.cable("c1", "g1"); err == nil && up.RTTMilliseconds == "" {
 			err = errors.New("none")
@@ -439,13 +453,6 @@ func testDataPath(t *testing.T, driver string) {
 		t.Errorf("cable of c1 is %+v", up)
 	}
 
-	// Before a node knows of other clusters it treats their addresses as it treats any: nobody may ask for them until then.
-	for name, node := range w.nodes {
-		Eventually(t, 10*time.Second, "rules of "+name, func() error {
-			_, err := node.Try("ip rule | grep -q 64087; ip -6 rule | grep -q 64087")
-			return err
-		})
-	}
 	servers := map[string]*Process{}
 	for name, pod := range w.pods {
 		servers[name] = pod.Start(t, "server")

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fastnet-io/fastnet/test/vm/plan"
 )
 
 // Namespace is a network namespace: a node.
@@ -26,6 +28,34 @@ func RequireRoot(t testing.TB) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: network namespaces")
+	}
+}
+
+// emulated: this is the machine of test/vm, whose kernel has everything and whose one processor is emulated.
+func emulated() bool { return os.Getenv(plan.Env) != "" }
+
+// patience is how much longer a test waits than it says. The emulated processor is a tenth of a real one, and shared by all
+// that a test starts; what is waited for is reached there as well, only later. Times that the programs promise stay as
+// they are.
+func patience() time.Duration {
+	if emulated() {
+		return 4
+	}
+	return 1
+}
+
+// RequireKernel skips the test where the kernel lacks what it is about, which is where a script fails that tries it. In the
+// machine of test/vm that is a failure.
+func RequireKernel(t testing.TB, has, try string) {
+	t.Helper()
+	RequireRoot(t)
+	out, err := exec.Command("unshare", "--net", "sh", "-ec", try).CombinedOutput()
+	switch {
+	case err == nil:
+	case emulated():
+		t.Fatalf("the full kernel has no %s: %s", has, out)
+	default:
+		t.Skipf("this kernel has no %s: make test-kernel has", has)
 	}
 }
 
@@ -118,6 +148,7 @@ func host(t testing.TB, args ...string) {
 // Eventually waits until the condition holds; it fails with the condition's last words.
 func Eventually(t testing.TB, within time.Duration, what string, condition func() error) time.Duration {
 	t.Helper()
+	within *= patience()
 	start := time.Now()
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
@@ -189,6 +220,7 @@ func (p *Process) Signal(t testing.TB, signal os.Signal) {
 // Wait until the process has ended by itself, with success.
 func (p *Process) Wait(t testing.TB, within time.Duration) {
 	t.Helper()
+	within *= patience()
 	select {
 	case <-p.done:
 		if p.status != nil {
