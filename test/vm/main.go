@@ -86,7 +86,7 @@ func run(ctx context.Context, o options) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, fmt.Errorf("not done within %s", o.timeout))
 	defer cancel()
-	return boot(ctx, folder, kernel, o.json, len(p.Programs))
+	return boot(ctx, folder, o.json, len(p.Programs))
 }
 
 // compile builds the guest and the tests of all packages that have some.
@@ -130,10 +130,10 @@ func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 }
 
 // boot starts the machine and prints its report until it powers off.
-func boot(ctx context.Context, folder, kernel string, asJSON bool, programs int) error {
+func boot(ctx context.Context, folder string, asJSON bool, programs int) error {
 	console := filepath.Join(folder, "console.log")
 	machine := command(ctx, "qemu-system-x86_64", append(hardware(),
-		"-kernel", filepath.Join(folder, "boot", "vmlinuz-"+kernel), "-initrd", filepath.Join(folder, "initramfs"),
+		"-kernel", filepath.Join(folder, "boot", "kernel"), "-initrd", filepath.Join(folder, "initramfs"),
 		// The console is for the kernel's own words, the second line for the report.
 		"-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off init_on_alloc=0 lsm= audit=0 nokaslr nowatchdog tsc=reliable",
 		"-serial", "file:"+console, "-chardev", "stdio,id=report,signal=off", "-serial", "chardev:report",
