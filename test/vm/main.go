@@ -51,6 +51,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, o); err != nil {
+		if o.json { // who counts must not take what never ran for nothing
+			fmt.Println(`{"Action":"fail","Package":"github.com/fastnet-io/fastnet/test/vm"}`)
+		}
 		fmt.Fprintln(os.Stderr, "vm:", err)
 		os.Exit(1)
 	}
@@ -218,7 +221,7 @@ func read(ctx context.Context, report io.Reader, asJSON bool, say func(string)) 
 
 // events turns the output of a program of tests into events. What ends without a verdict has failed.
 func events(ctx context.Context, name string) (io.WriteCloser, func() error, error) {
-	converter := command(ctx, "go", "tool", "test2json", "-t", "-p", name)
+	converter := command(context.WithoutCancel(ctx), "go", "tool", "test2json", "-t", "-p", name)
 	converter.Stdout = os.Stdout
 	in, err := converter.StdinPipe()
 	if err == nil {
