@@ -48,7 +48,7 @@ func (r routeRow) cells(now time.Time) []string {
 	if r.Draining {
 		state += " (draining)"
 	}
-	if r.RTT > 0 {
+	if r.RTT > 0 && r.State == "up" { // of one that is down it is from before
 		rtt = strconv.FormatFloat(1000*r.RTT, 'f', 1, 64) + "ms"
 	}
 	if r.MTU > 0 {
