@@ -509,6 +509,23 @@ func testDataPath(t *testing.T, driver string) {
 		w.nodes["g2"].Sh(t, "ip route del "+foreign+" dev cni0; iptables-nft -t mangle -D POSTROUTING -s "+foreign+" -o "+cables.LinkName(driver, "c1.g1"))
 		w.nodes["w1"].Sh(t, "iptables-nft -t mangle -D PREROUTING -s "+foreign)
 	})
+	if driver == cables.IPsec {
+		t.Run("what comes for a segment in clear is dropped", func(t *testing.T) {
+			dropped := func() string {
+				return strings.TrimSpace(w.nodes["g1"].Sh(t, "ip6tables-nft -t mangle -vnxL FNIPSEC-SOURCE | awk '/DROP.*dpt:51820/ {print $1}'"))
+			}
+			if before := dropped(); before != "0" {
+				t.Errorf("%s packets of the tunnels were dropped", before)
+			}
+			w.wan.Sh(t, "bash -c 'echo clear >/dev/udp/"+nodes["g1"].addr6()+"/51820'")
+			Eventually(t, 5*time.Second, "dropped", func() error {
+				if now := dropped(); now != "1" {
+					return fmt.Errorf("%s packets", now)
+				}
+				return nil
+			})
+		})
+	}
 	t.Run("a jump that lost the first place gets it back", func(t *testing.T) {
 		w.nodes["w1"].Sh(t, "iptables-nft -t nat -I POSTROUTING -s 10.8.0.0/16 -j MASQUERADE")
 		Eventually(t, 20*time.Second, "first again", func() error {
