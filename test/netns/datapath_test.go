@@ -47,7 +47,8 @@ type world struct {
 	renew time.Duration // how often gateways write their Gateway, 0 for as often as always
 
 	driver                    string
-	gateways, agents, servers map[string]*Process // by node, and the API servers by cluster
+	addresses                 func(nodeFacts) []string // of a gateway for its peers; nil is the node's
+	gateways, agents, servers map[string]*Process      // by node, and the API servers by cluster
 }
 
 type nodeFacts struct {
@@ -280,6 +281,9 @@ func (w *world) waitCable(t *testing.T, cluster, node string, state v1alpha1.Cab
 func (w *world) startGateway(node string) {
 	config := w.config(node)
 	config["Drivers"], config["AllowUnencrypted"] = []string{w.driver}, true
+	if w.addresses != nil {
+		config["Addresses"] = w.addresses(nodeTable()[node])
+	}
 	w.gateways[node] = w.nodes[node].Start(w.t, "gateway", "FASTNET_TEST_CONFIG="+text(w.t, config))
 }
 
@@ -428,6 +432,33 @@ func (w *world) start(t *testing.T) v1alpha1.Cable {
 func TestDataPath(t *testing.T) {
 	for _, driver := range []string{cables.WireGuard, cables.IPsec, cables.VXLAN} {
 		t.Run(driver, func(t *testing.T) { testDataPath(t, driver) })
+	}
+}
+
+// Gateways that have nothing but IPv6 for each other carry both families.
+func TestUnderlayIPv6(t *testing.T) {
+	for _, driver := range []string{cables.WireGuard, cables.IPsec, cables.VXLAN} {
+		t.Run(driver, func(t *testing.T) {
+			w := newWorld(t, driver)
+			w.addresses = func(f nodeFacts) []string { return []string{f.addr6()} }
+			w.startAPI(t, "c1", "g1")
+			w.startAPI(t, "c2", "g2")
+			for _, node := range []string{"g1", "g2"} {
+				w.startAgent(node)
+				w.startGateway(node)
+			}
+			w.mirror(t, "c1", "g1", "c2")
+			w.mirror(t, "c2", "g2", "c1")
+			up := w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 15*time.Second)
+			w.waitCable(t, "c2", "g2", v1alpha1.CableUp, 15*time.Second)
+			if !strings.HasPrefix(up.PeerAddress, "[fd31:2::2]:") {
+				t.Errorf("the peer is at %s", up.PeerAddress)
+			}
+			from, to := nodeTable()["g1"], nodeTable()["g2"]
+			w.pods["g2"].Start(t, "server")
+			w.expect(t, w.pods["g1"], to.pod4(), from.pod4(), 1430-40)
+			w.expect(t, w.pods["g1"], to.pod6(), from.pod6(), 1430-60)
+		})
 	}
 }
 
