@@ -16,6 +16,7 @@ import (
 func TestGatewaysGoAndReturn(t *testing.T) {
 	for name, join := range map[string][]string{
 		"wireguard": {"--driver=wireguard"},
+		"ipsec":     {"--driver=ipsec"},
 		"vxlan":     {"--driver=vxlan", "--allow-unencrypted"},
 	} {
 		t.Run(name, func(t *testing.T) {
