@@ -185,6 +185,7 @@ func (n *Namespace) Start(t testing.TB, role string, env ...string) *Process {
 		mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys
 		exec setpriv --bounding-set -all,+net_admin,+net_raw "$0"`, self)
 	cmd.Env = append(append(os.Environ(), "FASTNET_TEST_ROLE="+role), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // see Kill
 	p := &Process{cmd: cmd, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = &p.log, &p.log
 	if err := cmd.Start(); err != nil {
@@ -203,9 +204,15 @@ func (n *Namespace) Start(t testing.TB, role string, env ...string) *Process {
 	return p
 }
 
-// Kill ends the process at once (SIGKILL).
+// Kill ends the process at once (SIGKILL), and with it those that it has started: an iptables-restore that is under way dies with its
+// container too.
 func (p *Process) Kill() {
-	_ = p.cmd.Process.Kill() // it may have ended by itself
+	select {
+	case <-p.done: // its number may be another's by now
+		return
+	default:
+	}
+	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 	<-p.done
 }
 
