@@ -14,7 +14,7 @@ import (
 	"github.com/fastnet-io/fastnet/internal/cables"
 )
 
-// TestKilledAnywhere kills every daemon at a random moment after its start, 20 times for each driver, cleans the nodes as an operator
+// TestKilledAnywhere kills every daemon at a random moment after its start, some times with each driver, cleans the nodes as an operator
 // would (fastnet-gateway cleanup, fastnet-routeagent cleanup), and compares what the kernel and the state directories hold with what
 // they held before the first start.
 func TestKilledAnywhere(t *testing.T) {
@@ -27,7 +27,7 @@ func TestKilledAnywhere(t *testing.T) {
 			}
 			w.startAPI(t, "c1", "g1")
 			w.startAPI(t, "c2", "g2")
-			const kills = 20
+			const kills = 7 // 21 with all drivers
 			var whole time.Duration // a start until cables are up
 			for n := range kills + 1 {
 				start := time.Now()
