@@ -174,7 +174,7 @@ func (t *tender) tend(ctx context.Context) error {
 	var problems []error
 	for _, s := range sas {
 		i := slices.IndexFunc(peers, func(p peer) bool { return p.Link == s.name })
-		if s.known && i < 0 || s.up && !s.leads(t.own, peers[i].inner) { // gone, or it has another key now
+		if i < 0 && s.known || i >= 0 && s.up && !s.leads(t.own, peers[i].inner) { // gone, or it has another key now
 			_, err := t.swanctl(ctx, asking, "--terminate", "--ike-id", s.id, "--force")
 			problems = append(problems, err)
 		}
