@@ -186,7 +186,7 @@ func (a *API) one(w http.ResponseWriter, r *http.Request, res resource, collecti
 				merged[key] = value
 			}
 			merged["status"] = in["status"]
-			in = merged
+			in = copied(merged) // it has the old one's metadata, which is written to below
 		} else if res.kind == "Gateway" {
 			in["status"] = old["status"]
 		}

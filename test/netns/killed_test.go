@@ -27,7 +27,7 @@ func TestKilledAnywhere(t *testing.T) {
 			}
 			w.startAPI(t, "c1", "g1")
 			w.startAPI(t, "c2", "g2")
-			const kills = 7 // 21 with all drivers
+			const kills = 7         // 21 with all drivers
 			var whole time.Duration // a start until cables are up
 			for n := range kills + 1 {
 				start := time.Now()

@@ -80,7 +80,7 @@ func (s *sender) replace(flows []Flow) error {
 // than they themselves.
 func newUDPFlow(flow Flow) (*udpFlow, error) {
 	family, from := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: int(flow.Port)})
-	to := unix.Sockaddr(&unix.SockaddrInet4{Port: Port})
+	var to unix.Sockaddr
 	if flow.To.Is4() {
 		to = &unix.SockaddrInet4{Port: Port, Addr: flow.To.As4()}
 	} else {
