@@ -54,6 +54,16 @@ func TestBareWireGuard(t *testing.T) {
 	_, to := addresses(wireguardRange, 2)
 	w := &way{source: start(t, nodes[0], "bulk-source"), sink: start(t, nodes[1], "bulk-sink"), to: to}
 	b := &bench{ctx: t.Context(), slice: 100 * time.Millisecond, port: 20000}
+	// Both ends have something to say as soon as their devices are up, and of two first handshakes at once none may come through: the
+	// next attempts are 5 s later.
+	for _, addr := range to {
+		netns.Eventually(t, time.Minute, "the pair has shaken hands", func() error {
+			if times, err := w.source.Ping(traffic.Bulk{To: addr, Ports: []uint16{b.next()}, Pings: 1, Size: 64}); err != nil || len(times) == 0 {
+				return fmt.Errorf("no answer from %s: %v", addr, err)
+			}
+			return nil
+		})
+	}
 	for family, addr := range to {
 		for _, tcp := range []bool{true, false} {
 			rate, err := b.rate(w, traffic.Bulk{To: addr, TCP: tcp, Ports: []uint16{b.next()}, Size: packetSize})
