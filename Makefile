@@ -64,7 +64,7 @@ test-kernel: ## Run the tests of the data path on a full kernel in an emulated m
 	go run ./test/vm -json -dist $(DIST) $(VM) $(KERNEL_TESTS) | go run ./test/tally -append $(DIST)/tally
 
 e2e: prepare kubernetes images ## Run the end-to-end tests in the lab
-	go test -json -tags e2e -count 1 -p 1 -timeout 25m ./test/e2e/... ./test/lab ./test/soak ./test/bench/failover | go run ./test/tally -append $(DIST)/tally
+	go test -json -tags e2e -count 1 -p 1 -timeout 25m ./test/e2e/... ./test/lab ./test/soak | go run ./test/tally -append $(DIST)/tally
 
 soak-dns: kubernetes build ## Overload CoreDNS, stop its API server, reload it, for 15 minutes in all
 	go test -tags e2e -count 1 -timeout 40m ./test/soak -v -overload 60s -outage 10m -reloads 100 -rows $(abspath $(DIST))/bench/soak-dns.json

@@ -32,6 +32,7 @@ type options struct {
 	marginal time.Duration
 	patience time.Duration
 	keep     bool
+	join     []string
 }
 
 // part is what -only chooses.
@@ -73,9 +74,13 @@ func main() {
 	flags.IntVar(&o.flows, "flows", 2, "UDP flows in each direction of each family; half as many TCP flows run beside them")
 	flags.DurationVar(&o.marginal, "marginal", 10*time.Minute, "how long the links lose every tenth packet")
 	flags.DurationVar(&o.patience, "patience", 15*time.Second, "how long streams may be broken before the fault is taken away")
+	driver := flags.String("driver", "", "tunnel `driver` of both clusters, wireguard if none is given")
 	flags.BoolVar(&o.keep, "keep", false, "leave the lab running, and use one that runs already")
 	flags.Parse(os.Args[1:])
 	o.only = strings.Split(*only, ",")
+	if *driver != "" {
+		o.join = []string{"--driver=" + *driver, "--allow-unencrypted"}
+	}
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -123,7 +128,7 @@ func run(ctx context.Context, o options) (err error) {
 		rows = append(rows, report.Want(othersRow, "packets", report.Lower, 0, ""))
 	}
 	b := &bench{options: o, report: report.New("failover", rows...)}
-	pair, tidy, err := clusters.Up(ctx, o.keep)
+	pair, tidy, err := clusters.Up(ctx, o.keep, o.join...)
 	defer func() { err = errors.Join(err, tidy()) }()
 	if err != nil {
 		return err

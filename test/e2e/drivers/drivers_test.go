@@ -1,0 +1,88 @@
+//go:build e2e
+
+// Package drivers has clusters meet by the tunnel drivers that are not the default, from our images and charts. What each does with
+// packets is tested in network namespaces.
+package drivers
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/fastnet-io/fastnet/test/lab"
+	"github.com/fastnet-io/fastnet/test/story"
+)
+
+func TestDrivers(t *testing.T) {
+	if _, err := lab.Open(); err == nil {
+		t.Fatal("a lab is running on this machine, and these tests need one of their own: run `make demo-down` first")
+	}
+	for _, c := range []struct {
+		name, shown string
+		join        []string
+	}{
+		{"ipsec", "ipsec (userspace ESP)", []string{"--driver=ipsec"}},
+		{"vxlan", "vxlan", []string{"--driver=vxlan", "--allow-unencrypted"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dist, err := filepath.Abs("../../../dist")
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx := t.Context()
+			var told bytes.Buffer
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Logf("what was told:\n%s", told.String())
+				}
+				if err := lab.Down(context.WithoutCancel(ctx), func(string) {}); err != nil {
+					t.Error(err)
+				}
+			})
+			config := lab.DefaultConfig(dist)
+			config.Workers, config.Install, config.Join = 1, true, c.join
+			clusters, err := lab.Up(ctx, config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			teller, err := story.New(clusters, dist, filepath.Join(t.TempDir(), "story"), &told)
+			if err != nil {
+				t.Fatal(err)
+			}
+			up := func(out string) error {
+				if !strings.Contains(out, c.shown) || !strings.Contains(out, " up ") {
+					return fmt.Errorf("no cable of %s is up:\n%s", c.shown, out)
+				}
+				return nil
+			}
+			connected := func(when string) {
+				t.Helper()
+				for _, cluster := range []string{"c1", "c2"} {
+					took, err := teller.Until(ctx, "kubectl fastnet --context "+cluster+" show connections", up)
+					if err != nil {
+						t.Fatal(err)
+					}
+					t.Logf("%s: the cable of %s is up after %.1f s", when, cluster, took.Seconds())
+				}
+			}
+			connected("joined")
+			for _, part := range []func(context.Context) error{teller.Prepare, teller.Export, teller.Reach} {
+				if err := part(ctx); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// A container that dies takes with it what its gateway has started, charon for one.
+			out, err := clusters.Node("c1", "worker1").Command(ctx, "pkill", "-KILL", "-x", "fastnet-gateway").CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			connected("its gateway killed")
+			if err := teller.Reach(ctx); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
