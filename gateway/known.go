@@ -53,27 +53,16 @@ func (g *gateway) keep(endpoints []v1alpha1.Endpoint) error {
 // wait until there is something to plan from, and see to it that the API server's word counts when it comes. It returns false
 // when the context has ended.
 func (g *gateway) wait(ctx context.Context, synced func(context.Context) bool, poke func()) bool {
-	patience := ctx
-	if g.node.known {
-		var stop context.CancelFunc
-		patience, stop = context.WithTimeout(ctx, kept.Patience)
-		defer stop()
-	}
-	if synced(patience) {
+	ready := kept.Wait(ctx, synced, g.node.known, func(late bool) {
 		g.answered.Store(true)
-		return true
-	}
-	if ctx.Err() != nil {
-		return false
-	}
-	g.config.Log.Info("the API server does not answer: going by what was known", "endpoints", len(g.recalled))
-	go func() {
-		if synced(ctx) {
-			g.answered.Store(true)
+		if late {
 			poke()
 		}
-	}()
-	return true
+	})
+	if ready && !g.answered.Load() {
+		g.config.Log.Info("the API server does not answer: going by what was known", "endpoints", len(g.recalled))
+	}
+	return ready
 }
 
 // endpoints in this cluster, own and mirrored.

@@ -43,27 +43,16 @@ func (a *agent) recall() {
 // wait until there is something to plan from, and see to it that the API server's word counts when it comes. It returns false
 // when the context has ended.
 func (a *agent) wait(ctx context.Context, synced func(context.Context) bool, poke func()) bool {
-	patience := ctx
-	if a.recalled != nil {
-		var stop context.CancelFunc
-		patience, stop = context.WithTimeout(ctx, kept.Patience)
-		defer stop()
-	}
-	if synced(patience) {
+	ready := kept.Wait(ctx, synced, a.recalled != nil, func(late bool) {
 		a.answered.Store(true)
-		return true
-	}
-	if ctx.Err() != nil {
-		return false
-	}
-	a.config.Log.Info("the API server does not answer: going by what was known", "endpoints", len(a.recalled.Endpoints))
-	go func() {
-		if synced(ctx) {
-			a.answered.Store(true)
+		if late {
 			poke()
 		}
-	}()
-	return true
+	})
+	if ready && !a.answered.Load() {
+		a.config.Log.Info("the API server does not answer: going by what was known", "endpoints", len(a.recalled.Endpoints))
+	}
+	return ready
 }
 
 // cluster is what is known of it now.

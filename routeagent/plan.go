@@ -78,9 +78,6 @@ const (
 	// VXLANPort: not 4789 (the standard's, Calico) nor 8472 (the kernel's old one, flannel, Cilium), whose devices would
 	// not let another one listen, nor 4800 (Submariner).
 	VXLANPort = 4801
-	// anchor is the one IPv4 address of the VXLAN device, the same on every node and never in a packet: on a device without
-	// any, the kernel's reverse path filter is strict even where it is set to loose. 250.87 is 0xFA57 once more.
-	anchor = "169.254.250.87/32"
 	// proofTime is what a proof may take, from when the gateway is reached by packets in this node's own name: those of the proof need
 	// the gateway's MAC address, and a second is what liveness takes to call a path up again.
 	proofTime = 1500 * time.Millisecond
@@ -513,7 +510,7 @@ func (p *planner) tunnel() {
 	end := p.tunnelEnd(p.Node)
 	p.state.Links = append(p.state.Links, netstate.Link{
 		Name: LinkVXLAN, Kind: netstate.KindVXLAN, MTU: link.MTU - overhead, MAC: end.mac,
-		Addresses: []netip.Prefix{netip.MustParsePrefix(anchor), netip.PrefixFrom(end.addr, 64)},
+		Addresses: []netip.Prefix{cables.Anchor, netip.PrefixFrom(end.addr, 64)},
 		VXLAN:     netstate.VXLAN{ID: VXLANID, Port: VXLANPort, Local: local},
 	})
 	for _, node := range p.Nodes {

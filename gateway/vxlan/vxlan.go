@@ -37,10 +37,6 @@ func Overhead(peer netip.Addr) int {
 	return 70
 }
 
-// anchor is the one IPv4 address of every device, the same on all nodes and never in a packet: on a device without any, the
-// kernel's reverse path filter is strict even where it is set to loose, and drops what comes back by another gateway.
-const anchor = "169.254.250.87/32"
-
 // Config of the driver.
 type Config struct {
 	// LinkPrefix begins the names of all devices, ChainPrefix those of all iptables chains, and of nobody else's.
@@ -179,7 +175,7 @@ func plan(c Config, self string, segments []Segment) (want netstate.State) {
 		peer := cables.EndOf(segment.Endpoint)
 		want.Links = append(want.Links, netstate.Link{
 			Name: segment.Link, Kind: netstate.KindVXLAN, MTU: segment.MTU, MAC: own.MAC,
-			Addresses: []netip.Prefix{netip.MustParsePrefix(anchor), netip.PrefixFrom(own.Addr, 64)},
+			Addresses: []netip.Prefix{cables.Anchor, netip.PrefixFrom(own.Addr, 64)},
 			VXLAN:     netstate.VXLAN{ID: cables.SegmentID(self, segment.Endpoint), Port: int(segment.Port), Local: segment.Local},
 		})
 		want.Neighbours = append(want.Neighbours, netstate.Neighbour{Link: segment.Link, Addr: peer.Addr, MAC: peer.MAC})

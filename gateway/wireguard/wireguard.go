@@ -36,6 +36,7 @@ import (
 
 	"github.com/fastnet-io/fastnet/gateway/cable"
 	"github.com/fastnet-io/fastnet/gateway/keyfile"
+	"github.com/fastnet-io/fastnet/internal/cables"
 	"github.com/fastnet-io/fastnet/internal/netstate"
 )
 
@@ -44,10 +45,6 @@ const Overhead = 80
 
 // keepalive holds the mappings of address translators open on the way to a peer.
 const keepalive = 25 * time.Second
-
-// anchor is the one IPv4 address of every device, the same on all nodes and never in a packet: on a device without any, the
-// kernel's reverse path filter is strict even where it is set to loose, and drops what comes back by another gateway.
-const anchor = "169.254.250.87/32"
 
 // Config of the driver.
 type Config struct {
@@ -121,7 +118,7 @@ func (d *Driver) Apply(ctx context.Context, c cable.Config) error {
 	d.peers, problems = readKeys(c.Peers, private.PublicKey())
 	var desired netstate.State
 	for _, peer := range d.peers {
-		link := netstate.Link{Name: peer.Link, Kind: d.kind, MTU: peer.MTU, Addresses: []netip.Prefix{netip.MustParsePrefix(anchor)}}
+		link := netstate.Link{Name: peer.Link, Kind: d.kind, MTU: peer.MTU, Addresses: []netip.Prefix{cables.Anchor}}
 		if hasIPv6() {
 			link.Addresses = append(link.Addresses, netip.PrefixFrom(ProbeAddress(private.PublicKey()), 64))
 		}

@@ -22,6 +22,10 @@ const (
 	VXLAN     = "vxlan"
 )
 
+// Anchor is the one IPv4 address of every device of ours, the same on all nodes and never in a packet: on a device without any, the
+// kernel's reverse path filter is strict even where it is set to loose, and drops what comes back by another gateway. 250.87 is 0xFA57.
+var Anchor = netip.MustParsePrefix("169.254.250.87/32")
+
 // LinkPrefix begins the names of the devices of a driver's cables: a mark by which the driver knows its own, also those that
 // a crashed process left. All devices of Fastnet begin with "fastnet-"; the route agent's with "fastnet-vx", so those of the
 // driver vxlan, which sends unencrypted, begin with "fastnet-u".

@@ -6,6 +6,7 @@ package kept
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +24,30 @@ import (
 // Patience is how long a daemon that starts gives its API server to answer before it goes by what it has kept: in the usual case
 // the first plan is made of what is true.
 const Patience = time.Second
+
+// Wait until the API server has answered, or, where there is something recalled to go by, for Patience at most. Answered is called when
+// it has, late where that is after Wait has returned. It returns false when the context has ended.
+func Wait(ctx context.Context, synced func(context.Context) bool, recalled bool, answered func(late bool)) bool {
+	patience := ctx
+	if recalled {
+		var stop context.CancelFunc
+		patience, stop = context.WithTimeout(ctx, Patience)
+		defer stop()
+	}
+	if synced(patience) {
+		answered(false)
+		return true
+	}
+	if ctx.Err() != nil {
+		return false
+	}
+	go func() {
+		if synced(ctx) {
+			answered(true)
+		}
+	}()
+	return true
+}
 
 // File on the node.
 type File struct {
