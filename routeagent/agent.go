@@ -37,8 +37,10 @@ const DaemonSet = "fastnet-routeagent"
 
 // Times of the daemon.
 const (
-	// resync finds what no watch tells of: a rule that somebody put before ours.
+	// resync finds what no watch tells of; and trust, which is longer since each look starts some twenty processes, a rule that somebody put
+	// before ours. Not with every round: where paths come and go, the looking would take the processor from the probes, and more would go.
 	resync = 10 * time.Second
+	trust  = 30 * time.Second
 	// backoff after a failed round, at first.
 	backoff = 200 * time.Millisecond
 	// parting is how long the daemon may take, once told to stop, to find out whether it will come back and to clean
@@ -128,6 +130,7 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
+	tables.Trust = trust
 	agent := newAgent(c, prefixes, objects, tables)
 	agent.recall()
 	var loop *converge.Loop

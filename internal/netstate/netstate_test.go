@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -142,6 +143,34 @@ func TestOrphansAreSweptAndForeignStateStays(t *testing.T) {
 		if !strings.Contains(state, stays) {
 			t.Errorf("%q is gone:\n%s", stays, state)
 		}
+	}
+}
+
+// Chains that were seen to be right are not looked at for a while, other ones at once.
+func TestChainsAreTrustedForAWhile(t *testing.T) {
+	k := newKernel(t)
+	k.tables.Trust = time.Hour
+	chain := func(v6 bool) State {
+		return State{Chains: []Chain{{IPv6: v6, Table: "nat", Name: "FNTEST-NAT", Rules: []string{"-j ACCEPT"}}},
+			Jumps: []Jump{{IPv6: v6, Table: "nat", Builtin: "POSTROUTING", Chain: "FNTEST-NAT"}}}
+	}
+	apply := func(want State, changes int) {
+		t.Helper()
+		if done, err := k.Apply(t.Context(), want); err != nil || len(done) != changes {
+			t.Errorf("changes %v (%v), want %d", done, err, changes)
+		}
+	}
+	apply(chain(false), 3)
+	netns.Sh(t, "iptables-nft -t nat -F POSTROUTING")
+	apply(chain(false), 0)
+	apply(chain(true), 4) // the other family's are made, and these, which nobody jumps to, removed
+	apply(chain(true), 0)
+	netns.Sh(t, "ip6tables-nft -t nat -F POSTROUTING")
+	k.tables.Trust = 0
+	apply(chain(true), 1)
+	k.tables.Trust = time.Hour
+	if state := netns.Sh(t, "ip6tables-nft-save; iptables-nft-save"); strings.Count(state, "FNTEST-NAT") != 3 {
+		t.Errorf("the chain, its rule and the jump to it:\n%s", state)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/coreos/go-iptables/iptables"
 )
@@ -36,10 +37,25 @@ const (
 // Tables edits chains through iptables and ip6tables of one back end. Make it with NewTables; it is for one goroutine.
 type Tables struct {
 	Backend Backend
-	prefix  string
-	v4, v6  *iptables.IPTables // v6 is nil where the kernel has no IPv6
-	swept   bool               // jumps that a process before us has left have been looked for
+	// Trust is for how long chains and jumps that were found, or made, as they are wanted are taken to be so still: each look starts some
+	// twenty processes, and what somebody else does to them no watch tells of. The zero value looks each time.
+	Trust time.Duration
+
+	prefix string
+	v4, v6 *iptables.IPTables // v6 is nil where the kernel has no IPv6
+	swept  bool               // jumps that a process before us has left have been looked for
+
+	whole  bool      // all that was wanted last is there
+	made   string    // that in text, once nothing else is there either
+	madeAt time.Time // and when that was seen; zero after a failure
 }
+
+// trusted says that there is no need to look.
+func (t *Tables) trusted(want State) bool {
+	return !t.madeAt.IsZero() && time.Since(t.madeAt) < t.Trust && t.made == chainsText(want)
+}
+
+func chainsText(want State) string { return fmt.Sprint(want.Chains, want.Jumps) }
 
 // NewTables finds the programs of the back end. ChainPrefix begins the name of every chain of ours.
 func NewTables(backend Backend, chainPrefix string) (*Tables, error) {
@@ -130,6 +146,10 @@ func list(ipt *iptables.IPTables, table, chain string) ([]string, error) {
 }
 
 func (t *Tables) makeChains(_ context.Context, want State) (changes []string, err error) {
+	if t.trusted(want) {
+		return nil, nil
+	}
+	t.madeAt = time.Time{}
 	var errs []error
 	for v6, ipt := range t.families() {
 		for _, table := range tableNames {
@@ -137,7 +157,9 @@ func (t *Tables) makeChains(_ context.Context, want State) (changes []string, er
 			changes, errs = append(changes, done...), append(errs, err)
 		}
 	}
-	return changes, errors.Join(errs...)
+	err = errors.Join(errs...)
+	t.whole = err == nil
+	return changes, err
 }
 
 func (t *Tables) makeTable(ipt *iptables.IPTables, v6 bool, table string, want State) (changes []string, err error) {
@@ -223,6 +245,9 @@ func (t *Tables) makeJump(ipt *iptables.IPTables, jump Jump) ([]string, error) {
 }
 
 func (t *Tables) removeChains(_ context.Context, want State) (changes []string, err error) {
+	if t.trusted(want) {
+		return nil, nil
+	}
 	var errs []error
 	for v6, ipt := range t.families() {
 		for _, table := range tableNames {
@@ -232,6 +257,9 @@ func (t *Tables) removeChains(_ context.Context, want State) (changes []string, 
 	}
 	err = errors.Join(errs...)
 	t.swept = t.swept || err == nil
+	if err == nil && t.whole {
+		t.made, t.madeAt = chainsText(want), time.Now()
+	}
 	return changes, err
 }
 
