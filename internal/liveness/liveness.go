@@ -4,12 +4,12 @@
 //
 // What it promises, and why the numbers are what they are:
 //
-//   - A dead path is down within 300 ms and its round-trip time. Probes go out every 50 ms, and every 12 ms while answers
-//     are missing. The worst: the path dies right after an answer. The next probe goes out 50 ms later, and is the first
-//     of 12 that are missed; the last of them goes out at 50 + 50 + 10*12 = 220 ms, and has had its time at 245 ms.
+//   - A dead path is down within 300 ms and twice its round-trip time. Probes go out every 90 ms, and every 12 ms once one is missed. The
+//     worst: the path dies right after an answer. The next probe goes out 90 ms later, and is the first of 12 that are missed, which
+//     is known at 90 + 25 = 115 ms; the last of them goes out at 115 + 10*12 = 235 ms, and has had its time at 260 ms.
 //   - 10 % loss in each direction for 10 minutes changes nothing. One round trip in 1 - 0.9*0.9 = 19 % is then lost, and 12
 //     in a row are with 0.19^12 = 2.2e-9. A run of losses begins after an answer: with at most 20 answers a second there are
-//     12,000 beginnings in 10 minutes, so one path in 38,000 would change.
+//     12,000 beginnings in 10 minutes, so at most one path in 38,000 would change.
 //   - A path that was down is up again when 12 of the last 20 probes were answered: half a second of answers alone, or a second
 //     with losses. At 19 % loss that holds for 99.6 % of all seconds. At half of all lost it holds for a quarter, and a path
 //     goes down once in some minutes.
@@ -23,12 +23,15 @@ import "time"
 
 // The numbers.
 const (
-	// Pace between two probes of a path that answers, HastyPace while answers are missing, SlowPace where nothing has come
-	// for quiet: a node that is away for a week is asked five times a second.
-	Pace      = 50 * time.Millisecond
+	// Pace between two probes of a path that is up and short, EagerPace of one that is not up yet, or whose round trip is longer than short:
+	// there a missed probe is noticed late, so more of them have to be on the way. HastyPace while answers are missing, SlowPace where nothing
+	// has come for quiet: a node that is away for a week is asked five times a second.
+	Pace      = 90 * time.Millisecond
+	EagerPace = 50 * time.Millisecond
 	HastyPace = 12 * time.Millisecond
 	SlowPace  = 200 * time.Millisecond
 	quiet     = 5 * time.Second
+	short     = 5 * time.Millisecond
 
 	// A path is down when downAfter probes in a row were missed.
 	downAfter = 12
@@ -48,7 +51,7 @@ const (
 	// stall is how late a probe may go out before we take it that we ourselves were stopped.
 	stall = 100 * time.Millisecond
 
-	// remembered probes: those of the last ten seconds of a path that answers. Loss is measured over them.
+	// remembered probes: those of the last ten to twenty seconds of a path that answers. Loss is measured over them.
 	remembered = 200
 )
 
@@ -139,8 +142,10 @@ func (p *Path) Probe(now time.Time) (sequence uint64, changed bool) {
 		p.next = now.Add(SlowPace)
 	case missed > 0 && p.state == Up:
 		p.next = now.Add(HastyPace)
+	case p.isShort():
+		p.next = now.Add(p.rtt + grace) // unless there is an answer by then
 	default:
-		p.next = now.Add(Pace)
+		p.next = now.Add(EagerPace)
 	}
 	return p.sent, changed
 }
@@ -159,8 +164,11 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 	if p.state == Up && !probe.sent.Before(p.since) {
 		p.measure(now.Sub(probe.sent))
 	}
-	if slow {
+	switch {
+	case slow:
 		p.next = now
+	case sequence == p.sent && p.isShort():
+		p.next = probe.sent.Add(Pace)
 	}
 	if p.state == Unknown || p.state == Down && p.stays(sequence, now) {
 		p.set(Up, now)
@@ -169,6 +177,8 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 	}
 	return false
 }
+
+func (p *Path) isShort() bool { return p.state == Up && p.rtt > 0 && p.rtt <= short }
 
 // Loss is the share of the remembered probes that were missed, 0 to 1.
 func (p *Path) Loss(now time.Time) float64 {
@@ -244,7 +254,7 @@ func (p *Path) flap(now time.Time) {
 	case now.Sub(p.since) >= forgiven || p.fresh:
 		p.asked = 0
 	default:
-		p.asked = min(longest, 2*max(p.asked, upFrom*Pace))
+		p.asked = min(longest, 2*max(p.asked, upFrom*EagerPace))
 	}
 	p.fresh, p.steady = false, time.Time{}
 }
@@ -259,7 +269,7 @@ func (p *Path) stays(latest uint64, now time.Time) bool {
 		p.steady = now
 	}
 	// To recover took the answers of upOf probes at least.
-	return now.Sub(p.steady) >= p.asked-upOf*Pace
+	return now.Sub(p.steady) >= p.asked-upOf*EagerPace
 }
 
 // recovered: of the probes up to the one that was just answered, none of them from before the path went down, most were answered. Later ones

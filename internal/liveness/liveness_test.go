@@ -133,7 +133,7 @@ func TestItComesBackDespiteLoss(t *testing.T) {
 		back := w.now
 		w.run(3 * time.Second)
 		w.expect(t, Up, 3)
-		if took := w.path.Since().Sub(back); took < 10*Pace || took > 2*time.Second {
+		if took := w.path.Since().Sub(back); took < 10*EagerPace || took > 2*time.Second {
 			t.Errorf("seed %d: up again after %s", seed, took)
 		}
 	}
@@ -279,8 +279,13 @@ func TestRTTLeavesOutTheHandshake(t *testing.T) {
 func TestPaces(t *testing.T) {
 	w := newWorld(1)
 	w.run(10 * time.Second)
-	if w.probes < 190 || w.probes > 201 {
+	if w.probes < 105 || w.probes > 113 {
 		t.Errorf("%d probes in 10 s", w.probes)
+	}
+	w.probes, w.rtt = 0, func() time.Duration { return 2 * short }
+	w.run(11 * time.Second)
+	if w.probes < 200 || w.probes > 221 {
+		t.Errorf("%d probes in 11 s of a long way", w.probes)
 	}
 	if loss := w.path.Loss(w.now); loss != 0 {
 		t.Errorf("loss %f where none was", loss)
@@ -297,7 +302,7 @@ func TestPaces(t *testing.T) {
 	}
 }
 
-// Whatever happens, in any order: an answer that is none changes nothing, time between two probes is one of three, states
+// Whatever happens, in any order: an answer that is none changes nothing, time between two probes is one of four, states
 // follow each other as they may, and each change is told of exactly once.
 func TestAnythingGoes(t *testing.T) {
 	for seed := range uint64(200) {
@@ -316,7 +321,7 @@ func TestAnythingGoes(t *testing.T) {
 					t.Fatalf("sequence number %d after %d", sequence, sent[len(sent)-1])
 				}
 				sent = append(sent, sequence)
-				if wait := p.Next().Sub(now); wait != Pace && wait != HastyPace && wait != SlowPace {
+				if wait := p.Next().Sub(now); wait != EagerPace && wait != HastyPace && wait != SlowPace && wait != p.RTT()+grace {
 					t.Fatalf("the next probe in %s", wait)
 				}
 				if p.State() == Up && before != Up {

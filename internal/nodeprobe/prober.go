@@ -222,7 +222,7 @@ func (p *Prober) askForeign(now time.Time, t *talk, sequence uint64) {
 		counts = macRetry
 	}
 	// At the start the first answer to an ordinary question makes it known, within milliseconds.
-	if len(t.mac) == 0 && now.Sub(t.macAt) > liveness.Pace || now.Sub(t.macAt) > counts {
+	if len(t.mac) == 0 && now.Sub(t.macAt) > liveness.EagerPace || now.Sub(t.macAt) > counts {
 		t.mac, t.macAt = macOf(t.target.Link, t.target.Addr), now
 	}
 	from, ok := socket.LocalAddr().(*net.UDPAddr)
