@@ -43,7 +43,7 @@ type clusterRow struct {
 
 type gatewayRow struct {
 	Node      string   `json:"node"`
-	State     string   `json:"state"` // active, draining, drained, or unknown where it has not reported
+	State     string   `json:"state"` // active, draining, drained, silent where it no longer reports, or unknown where it never has
 	Driver    string   `json:"driver,omitempty"`
 	Addresses []string `json:"addresses"`
 	CablesUp  int      `json:"cablesUp"`
@@ -109,7 +109,7 @@ func newShow(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			seen, err := c.look(ctx, what)
+			seen, err := c.look(ctx, what, time.Now())
 			if err != nil {
 				return err
 			}
@@ -121,7 +121,7 @@ func newShow(o *options) *cobra.Command {
 }
 
 // look gathers what there is to show.
-func (c *cluster) look(ctx context.Context, what string) (view, error) {
+func (c *cluster) look(ctx context.Context, what string, now time.Time) (view, error) {
 	var seen view
 	properties, err := c.properties(ctx)
 	if err != nil {
@@ -152,14 +152,15 @@ func (c *cluster) look(ctx context.Context, what string) (view, error) {
 			return seen, ctl.Explain("list "+list.kind, err)
 		}
 	}
+	silent := disbelieve(gateways.Items, now)
 	if what == "clusters" || what == "all" {
 		seen.Clusters = clusterRows(id, endpoints.Items, gateways.Items)
 	}
 	if what == "gateways" || what == "all" {
-		seen.Gateways = gatewayRows(id, endpoints.Items, gateways.Items)
+		seen.Gateways = gatewayRows(id, endpoints.Items, gateways.Items, silent)
 	}
 	if what == "connections" || what == "all" {
-		seen.Connections, seen.Problems = connectionRows(gateways.Items)
+		seen.Connections, seen.Problems = connectionRows(gateways.Items, silent)
 	}
 	if what == "routes" {
 		var err error
@@ -171,6 +172,24 @@ func (c *cluster) look(ctx context.Context, what string) (view, error) {
 		seen.Exports, seen.Imports = exportRows(exports.Items), importRows(imports.Items)
 	}
 	return seen, nil
+}
+
+// silentAfter is how long a gateway may be silent, which writes every 30 s, before nothing that it last said is shown as true. Others of its
+// cluster delete its Gateway by then; the last one's is there for as long as nobody is left to do that.
+const silentAfter = 2 * time.Minute
+
+// disbelieve makes unknown all cables of gateways that no longer report, and says for how long they have not.
+func disbelieve(gateways []v1alpha1.Gateway, now time.Time) map[string]string {
+	silent := map[string]string{}
+	for _, gateway := range gateways {
+		if renewed := gateway.Status.Renewed; renewed != nil && now.Sub(renewed.Time) > silentAfter {
+			silent[gateway.Name] = ctl.Age(*renewed, now)
+			for i := range gateway.Status.Cables {
+				gateway.Status.Cables[i].State = "unknown"
+			}
+		}
+	}
+	return silent
 }
 
 func clusterRows(local string, endpoints []v1alpha1.Endpoint, gateways []v1alpha1.Gateway) []clusterRow {
@@ -211,7 +230,7 @@ func clusterRows(local string, endpoints []v1alpha1.Endpoint, gateways []v1alpha
 	return sorted
 }
 
-func gatewayRows(local string, endpoints []v1alpha1.Endpoint, gateways []v1alpha1.Gateway) []gatewayRow {
+func gatewayRows(local string, endpoints []v1alpha1.Endpoint, gateways []v1alpha1.Gateway, silent map[string]string) []gatewayRow {
 	rows := map[string]*gatewayRow{}
 	row := func(node string) *gatewayRow {
 		if rows[node] == nil {
@@ -230,6 +249,9 @@ func gatewayRows(local string, endpoints []v1alpha1.Endpoint, gateways []v1alpha
 		if gateway.Status.Drain != "" {
 			r.State = gateway.Status.Drain
 		}
+		if silent[gateway.Name] != "" {
+			r.State = "silent"
+		}
 		for _, cable := range gateway.Status.Cables {
 			if cable.State == v1alpha1.CableUp {
 				r.CablesUp++
@@ -243,8 +265,11 @@ func gatewayRows(local string, endpoints []v1alpha1.Endpoint, gateways []v1alpha
 	return sorted
 }
 
-func connectionRows(gateways []v1alpha1.Gateway) (rows []connectionRow, problems []string) {
+func connectionRows(gateways []v1alpha1.Gateway, silent map[string]string) (rows []connectionRow, problems []string) {
 	for _, gateway := range gateways {
+		if age := silent[gateway.Name]; age != "" {
+			problems = append(problems, gateway.Name+": it has not reported for "+age+": kubectl -n "+v1alpha1.Namespace+" get pods -o wide")
+		}
 		for _, problem := range gateway.Status.Problems {
 			problems = append(problems, gateway.Name+": "+problem)
 		}
