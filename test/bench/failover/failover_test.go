@@ -21,11 +21,11 @@ import (
 )
 
 func TestValidate(t *testing.T) {
-	err := options{only: []string{"hang", "explode"}, trials: 0, flows: 1}.validate()
+	err := options{only: []string{"hang", "explode"}, trials: 0, flows: 1, interval: time.Millisecond}.validate()
 	if err == nil || !strings.Contains(err.Error(), `no part "explode"`) || !strings.Contains(err.Error(), "at least one trial") {
 		t.Errorf("got %v", err)
 	}
-	if err := (options{only: []string{"hang"}, trials: 1, flows: 1}).validate(); err != nil {
+	if err := (options{only: []string{"hang"}, trials: 1, flows: 1, interval: time.Millisecond}).validate(); err != nil {
 		t.Error(err)
 	}
 }

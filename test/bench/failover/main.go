@@ -29,6 +29,7 @@ type options struct {
 	only     []string
 	trials   int
 	flows    int
+	interval time.Duration
 	marginal time.Duration
 	patience time.Duration
 	keep     bool
@@ -72,6 +73,7 @@ func main() {
 	only := flags.String("only", strings.Join(names, ","), "the `parts` to measure, in this order")
 	flags.IntVar(&o.trials, "trials", 100, "faults of each kind")
 	flags.IntVar(&o.flows, "flows", 2, "UDP flows in each direction of each family; half as many TCP flows run beside them")
+	flags.DurationVar(&o.interval, "interval", traffic.UDPInterval, "time between two packets of a UDP flow, and with it what a gap is exact to")
 	flags.DurationVar(&o.marginal, "marginal", 10*time.Minute, "how long the links lose every tenth packet")
 	flags.DurationVar(&o.patience, "patience", 15*time.Second, "how long streams may be broken before the fault is taken away")
 	driver := flags.String("driver", "", "tunnel `driver` of both clusters, wireguard if none is given")
@@ -100,6 +102,9 @@ func (o options) validate() error {
 	}
 	if o.trials < 1 || o.flows < 1 || o.flows > 100 {
 		problems = append(problems, errors.New("at least one trial, and 1 to 100 flows"))
+	}
+	if o.interval < 100*time.Microsecond || o.interval > 20*time.Millisecond {
+		problems = append(problems, errors.New("0.1 to 20 ms between two packets: a gap is 50 ms"))
 	}
 	return errors.Join(problems...)
 }
@@ -133,7 +138,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	if b.world, err = newWorld(ctx, pair); err != nil {
+	if b.world, err = newWorld(ctx, pair, o.interval); err != nil {
 		return err
 	}
 

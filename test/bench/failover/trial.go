@@ -185,14 +185,18 @@ func (w *world) recover(noAPI bool) error {
 			return err
 		}
 	}
-	return traffic.Await(w.ctx, clusters.Settle, "all cables are up", func() error {
-		err := w.CablesUp(w.ctx)
-		if err != nil {
-			err = errors.Join(err, w.restartGateways())
+	asked := time.Now()
+	return w.AwaitCablesOr(w.ctx, func() error {
+		if time.Since(asked) < crashLoop {
+			return nil
 		}
-		return err
+		asked = time.Now()
+		return w.restartGateways()
 	})
 }
+
+// crashLoop is how long cables may be down before it is asked whether the kubelet waits.
+const crashLoop = 5 * time.Second
 
 // pauseAPI stops the API servers of both clusters, the broker's with them, or lets them go on.
 func (w *world) pauseAPI(pause func(*lab.Lab, context.Context, string) error) error {

@@ -42,7 +42,7 @@ type end struct {
 // What measures goes before others: what is measured is the network, not this machine's processors.
 func first() []string { return []string{"nice", "-n", "-10"} }
 
-func newWorld(ctx context.Context, pair *clusters.Pair) (*world, error) {
+func newWorld(ctx context.Context, pair *clusters.Pair, interval time.Duration) (*world, error) {
 	w := &world{Pair: pair, ctx: ctx, port: 20000}
 	for _, s := range pair.Sides {
 		side := &side{Side: s}
@@ -51,7 +51,7 @@ func newWorld(ctx context.Context, pair *clusters.Pair) (*world, error) {
 			if err != nil {
 				return nil, err
 			}
-			source, err := pair.InPod(ctx, pod, first(), "source")
+			source, err := pair.InPod(ctx, pod, first(), "source", interval.String())
 			if err != nil {
 				return nil, err
 			}
@@ -163,7 +163,7 @@ func (w *world) awaitFlow(before map[traffic.Flow]traffic.Account) error {
 }
 
 func (w *world) awaitFlowFor(patience time.Duration, before map[traffic.Flow]traffic.Account) error {
-	return traffic.Await(w.ctx, patience, "all streams are whole", func() error {
+	return traffic.AwaitEvery(w.ctx, 100*time.Millisecond, patience, "all streams are whole", func() error {
 		now, err := w.accounts()
 		if err != nil {
 			return err

@@ -33,7 +33,7 @@ type Flow struct {
 // Port of every sink.
 const Port = 5300
 
-// Intervals between packets of UDP flows, and between records of TCP flows.
+// Intervals between packets of UDP flows, unless a source is told another one, and between records of TCP flows.
 const (
 	UDPInterval = time.Millisecond
 	TCPInterval = 10 * time.Millisecond
@@ -206,9 +206,14 @@ func Serve[T any](in io.Reader, out io.Writer, answer func(request T) (any, erro
 
 // Await asks again and again until done says yes. It fails with the last words when the time is over.
 func Await(ctx context.Context, timeout time.Duration, what string, done func() error) error {
+	return AwaitEvery(ctx, 20*time.Millisecond, timeout, what, done)
+}
+
+// AwaitEvery is Await for what costs too much to ask it all the time: it would take the processor from what is waited for.
+func AwaitEvery(ctx context.Context, pause, timeout time.Duration, what string, done func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	ticker := time.NewTicker(20 * time.Millisecond)
+	ticker := time.NewTicker(pause)
 	defer ticker.Stop()
 	for {
 		err := done()

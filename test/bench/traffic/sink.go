@@ -94,7 +94,7 @@ const receiveBuffer = 32 << 20
 
 // emptyEvery is how often the inbox is emptied when nobody asks: the kernel notes when packets come, so to be woken by each of them
 // would only take the processor from those who carry them.
-const emptyEvery = 10 * time.Millisecond
+const emptyEvery = 100 * time.Millisecond
 
 func (s *tallies) receive() {
 	for {

@@ -2,6 +2,7 @@ package traffic
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -11,13 +12,20 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// source sends the flows it was last told of.
-func source(_ []string, in io.Reader, out io.Writer) error {
-	s := &sender{}
+// source sends the flows it was last told of. Its argument is the time between two packets of a UDP flow, [UDPInterval] without one.
+func source(args []string, in io.Reader, out io.Writer) error {
+	s := &sender{interval: UDPInterval}
+	if len(args) > 0 {
+		var err error
+		if s.interval, err = time.ParseDuration(args[0]); err != nil || s.interval <= 0 {
+			return fmt.Errorf("%q is no time between packets", args[0])
+		}
+	}
 	s.some.L = &s.mu
 	defer s.replace(nil)
 	go s.pace()
@@ -26,6 +34,8 @@ func source(_ []string, in io.Reader, out io.Writer) error {
 
 // sender holds the UDP flows, which one thread sends at the same beat, and the TCP flows, which have a goroutine each.
 type sender struct {
+	interval time.Duration
+
 	mu     sync.Mutex
 	udp    []*udpFlow
 	some   sync.Cond // there are UDP flows
@@ -35,8 +45,8 @@ type sender struct {
 
 type udpFlow struct {
 	port     uint16
-	to       unix.Sockaddr
-	socket   int // not connected: else an ICMP error would be told instead of the next packet being sent
+	to       []byte // struct sockaddr
+	socket   int    // not connected: else an ICMP error would be told instead of the next packet being sent
 	sequence uint64
 	stalled  time.Duration
 }
@@ -80,11 +90,14 @@ func (s *sender) replace(flows []Flow) error {
 // than they themselves.
 func newUDPFlow(flow Flow) (*udpFlow, error) {
 	family, from := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: int(flow.Port)})
-	var to unix.Sockaddr
+	to := binary.NativeEndian.AppendUint16(nil, uint16(unix.AF_INET))
+	to = binary.BigEndian.AppendUint16(to, Port)
 	if flow.To.Is4() {
-		to = &unix.SockaddrInet4{Port: Port, Addr: flow.To.As4()}
+		to = append(append(to, flow.To.AsSlice()...), make([]byte, 8)...)
 	} else {
-		family, from, to = unix.AF_INET6, &unix.SockaddrInet6{Port: int(flow.Port)}, &unix.SockaddrInet6{Port: Port, Addr: flow.To.As16()}
+		family, from = unix.AF_INET6, &unix.SockaddrInet6{Port: int(flow.Port)}
+		binary.NativeEndian.PutUint16(to, uint16(unix.AF_INET6))
+		to = append(append(append(to, make([]byte, 4)...), flow.To.AsSlice()...), make([]byte, 4)...) // flow label, address, scope
 	}
 	socket, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -98,19 +111,20 @@ func newUDPFlow(flow Flow) (*udpFlow, error) {
 
 // pace sends a packet of each UDP flow at each beat, and sleeps while there is none. A beat that comes late by more than one interval
 // moves all later ones, and the packets tell by how much.
+//
+// Its system calls are raw: the runtime, told of them, would wake its monitor a thousand times a second, which costs more than the packets.
 func (s *sender) pace() {
 	runtime.LockOSThread() // its sleeps are the kernel's: the runtime's timers may be late by the interval itself
 	due := time.Now()
 	buffer := make([]byte, messageSize)
 	for {
-		due = due.Add(UDPInterval)
-		rest := time.Until(due)
-		if rest > 0 {
+		due = due.Add(s.interval)
+		for rest := time.Until(due); rest > 0; rest = time.Until(due) { // a signal may end a sleep early
 			spec := unix.NsecToTimespec(int64(rest))
-			_ = unix.Nanosleep(&spec, nil) // a signal that ends it early makes one packet early
+			_, _, _ = unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&spec)), 0, 0)
 		}
 		late := time.Since(due)
-		if late < UDPInterval {
+		if late < s.interval {
 			late = 0
 		}
 		due = due.Add(late)
@@ -123,7 +137,9 @@ func (s *sender) pace() {
 			flow.sequence++
 			flow.stalled += late
 			putMessage(buffer, flow.port, flow.sequence, flow.stalled)
-			_ = unix.Sendto(flow.socket, buffer, 0, flow.to) // what could not be sent is a packet that is lost
+			// What could not be sent is a packet that is lost.
+			_, _, _ = unix.RawSyscall6(unix.SYS_SENDTO, uintptr(flow.socket), uintptr(unsafe.Pointer(&buffer[0])), messageSize, 0,
+				uintptr(unsafe.Pointer(&flow.to[0])), uintptr(len(flow.to)))
 		}
 		s.mu.Unlock()
 	}
