@@ -45,9 +45,11 @@ func upCommand() *cobra.Command {
 		Short: "Start the clusters",
 		Long: `Start the clusters and wait until they are ready. Run again, it makes what is missing and changes nothing else.
 
-Pods and services of cluster cN have 10.(7+N).0.0/16 and 10.(77+11*N).0.0/16 unless --pods or --services say otherwise.`,
+Pods and services of cluster cN have 10.(7+N).0.0/16 and 10.(77+11*N).0.0/16, and fd00:10:(7+N)::/48 and fd00:10:(77+11*N)::/112,
+unless --pods or --services say otherwise.`,
 		Example: `  fastnet-lab up
   fastnet-lab up --clusters 3 --workers 1
+  fastnet-lab up --families ipv6
   fastnet-lab up --pods c1=10.7.0.0/16,fd00:10:7::/48 --pods c2=10.7.0.0/16,fd00:10:7::/48   # ranges that overlap`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -86,10 +88,10 @@ Pods and services of cluster cN have 10.(7+N).0.0/16 and 10.(77+11*N).0.0/16 unl
 	flags := cmd.Flags()
 	flags.IntVar(&config.Clusters, "clusters", config.Clusters, "number of clusters, 1 to 9")
 	flags.IntVar(&config.Workers, "workers", config.Workers, "worker nodes of each cluster, besides its control node")
-	flags.BoolVar(&config.DualStack, "dual-stack", config.DualStack, "IPv4 and IPv6; IPv4 alone when false")
-	flags.StringArrayVar(&pods, "pods", nil, "pod ranges of a cluster, `CLUSTER=IPV4[,IPV6]`; may be given for each cluster")
+	flags.StringVar((*string)(&config.Families), "families", string(config.Families), "IP families of pods, services and nodes: ipv4, ipv6 or dual")
+	flags.StringArrayVar(&pods, "pods", nil, "pod ranges of a cluster, `CLUSTER=RANGE[,RANGE]`; may be given for each cluster")
 	flags.StringArrayVar(&services, "services", nil,
-		"service ranges of a cluster, `CLUSTER=IPV4[,IPV6]`; may be given for each cluster")
+		"service ranges of a cluster, `CLUSTER=RANGE[,RANGE]`; may be given for each cluster")
 	flags.BoolVar(&config.Install, "install", false, "put Fastnet on the clusters, the broker in c1")
 	flags.IntVar(&config.Gateways, "gateways", 1, "gateway nodes of each cluster, with --install")
 	flags.StringArrayVar(&config.Join, "join", nil, "another `argument` of kubectl fastnet join, with --install, such as --driver=vxlan; may be given more than once")
@@ -105,7 +107,7 @@ func rangesByCluster(flag string, values []string) (map[string]lab.Ranges, error
 	for _, value := range values {
 		cluster, text, ok := strings.Cut(value, "=")
 		if !ok {
-			return nil, fmt.Errorf("%s %s: give CLUSTER=IPV4[,IPV6], such as c1=10.8.0.0/16,fd00:10:8::/48", flag, value)
+			return nil, fmt.Errorf("%s %s: give CLUSTER=RANGE[,RANGE], such as c1=10.8.0.0/16,fd00:10:8::/48", flag, value)
 		}
 		parsed, err := lab.ParseRanges(text)
 		if err != nil {

@@ -40,17 +40,6 @@ func (r Ranges) String() string {
 	return strings.Join(texts, ",")
 }
 
-// v4 is the ranges without IPv6.
-func (r Ranges) v4() Ranges {
-	var out Ranges
-	for _, prefix := range r {
-		if prefix.Addr().Is4() {
-			out = append(out, prefix)
-		}
-	}
-	return out
-}
-
 // each applies pick to every range: the nth address or the nth subnet in each family.
 func each[T any](r Ranges, pick func(netip.Prefix) T) []T {
 	out := make([]T, len(r))

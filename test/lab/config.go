@@ -14,18 +14,47 @@ import (
 // StateDir holds all files of the lab on the machine: kubeconfigs, keys, logs, and every node's /var.
 const StateDir = "/var/lib/fastnet-lab"
 
-// Config says what lab to run. The zero value of each field means its default, but for DualStack: start from
-// [DefaultConfig].
+// Families says which IP families a lab has. Pods, services, nodes and the ways between them have no address of another,
+// but for the loopback addresses of a node.
+type Families string
+
+// The families that a lab can have.
+const (
+	Dual Families = "dual" // IPv4 and IPv6
+	IPv4 Families = "ipv4"
+	IPv6 Families = "ipv6"
+)
+
+// of is those of the ranges that are of these families.
+func (f Families) of(r Ranges) Ranges {
+	var out Ranges
+	for _, prefix := range r {
+		if f == Dual || prefix.Addr().Is4() == (f == IPv4) {
+			out = append(out, prefix)
+		}
+	}
+	return out
+}
+
+// unspecified is the address on which a server listens for all of them: a socket of :: takes IPv4 too.
+func (f Families) unspecified() string {
+	if f == IPv4 {
+		return "0.0.0.0"
+	}
+	return "::"
+}
+
+// Config says what lab to run. The zero value of each field means its default, but for Workers: start from [DefaultConfig].
 type Config struct {
-	Clusters  int               // number of clusters c1, c2, ...; 1 to 9
-	Workers   int               // worker nodes of each cluster, besides the one control node; 0 to 50
-	DualStack bool              // IPv4 and IPv6 for pods, services and nodes; IPv4 alone when false
-	Pods      map[string]Ranges // pod ranges by cluster name; those not named have defaults
-	Services  map[string]Ranges // service ranges by cluster name; those not named have defaults
-	Install   bool              // put Fastnet on the clusters with the tool that users run
-	Gateways  int               // gateway nodes of each cluster when it does: worker1 on; the control node without workers
-	Join      []string          // more arguments of kubectl fastnet join then, such as --driver=ipsec
-	Dist      string            // folder of the built programs and images; see [FindDist]
+	Clusters int               // number of clusters c1, c2, ...; 1 to 9
+	Workers  int               // worker nodes of each cluster, besides the one control node; 0 to 50
+	Families Families          // of pods, services and nodes; both when empty
+	Pods     map[string]Ranges // pod ranges by cluster name; those not named have defaults
+	Services map[string]Ranges // service ranges by cluster name; those not named have defaults
+	Install  bool              // put Fastnet on the clusters with the tool that users run
+	Gateways int               // gateway nodes of each cluster when it does: worker1 on; the control node without workers
+	Join     []string          // more arguments of kubectl fastnet join then, such as --driver=ipsec
+	Dist     string            // folder of the built programs and images; see [FindDist]
 
 	// Progress, if set, is told of each step as it starts or ends, one line of text without a newline. It may be called
 	// by several goroutines at once.
@@ -35,7 +64,7 @@ type Config struct {
 // DefaultConfig is two dual-stack clusters of one control node and two workers, the programs taken from the folder
 // dist.
 func DefaultConfig(dist string) Config {
-	return Config{Clusters: 2, Workers: 2, DualStack: true, Dist: dist}
+	return Config{Clusters: 2, Workers: 2, Families: Dual, Dist: dist}
 }
 
 // FindDist is the folder that `make build` and `make lab` write to: the environment's FASTNET_DIST, else the folder
@@ -59,18 +88,18 @@ func (c Config) complete() Config {
 	if c.Gateways == 0 {
 		c.Gateways = 1
 	}
+	if c.Families == "" {
+		c.Families = Dual
+	}
 	pods, services := map[string]Ranges{}, map[string]Ranges{}
 	for n := 1; n <= c.Clusters; n++ {
 		pods[clusterName(n)], services[clusterName(n)] = defaultPods(n), defaultServices(n)
 	}
 	maps.Copy(pods, c.Pods)
 	maps.Copy(services, c.Services)
-	if !c.DualStack {
-		for name := range pods {
-			pods[name] = pods[name].v4()
-		}
-		for name := range services {
-			services[name] = services[name].v4()
+	for _, ranges := range []map[string]Ranges{pods, services} {
+		for name := range ranges {
+			ranges[name] = c.Families.of(ranges[name])
 		}
 	}
 	c.Pods, c.Services = pods, services
@@ -97,9 +126,9 @@ func (c Config) Validate() error {
 	if c.Dist == "" {
 		complain("no folder of built programs: give --dist or set FASTNET_DIST")
 	}
-	families := 1
-	if c.DualStack {
-		families = 2
+	wanted, ok := map[Families]string{IPv4: "an IPv4 range", IPv6: "an IPv6 range", Dual: "an IPv4 and an IPv6 range, joined by a comma"}[c.Families]
+	if !ok {
+		complain("--families %s: give ipv4, ipv6 or dual", c.Families)
 	}
 	for _, kind := range []struct {
 		name   string
@@ -110,9 +139,8 @@ func (c Config) Validate() error {
 			if !slices.ContainsFunc(c.clusterNames(), func(name string) bool { return name == cluster }) {
 				complain("--%s %s=...: the clusters are %v", kind.name, cluster, c.clusterNames())
 			}
-			if len(ranges) != families || !ranges[0].Addr().Is4() {
-				complain("--%s %s=%s: give %s", kind.name, cluster, ranges,
-					map[int]string{1: "one IPv4 range", 2: "an IPv4 and an IPv6 range, joined by a comma"}[families])
+			if len(ranges) != len(c.Families.of(underlay(0))) {
+				complain("--%s %s=%s: give %s", kind.name, cluster, ranges, wanted)
 			}
 			for _, prefix := range ranges {
 				problems = append(problems, c.checkRange(kind.name, cluster, prefix)...)
@@ -162,7 +190,7 @@ func (c Config) clusterNames() []string {
 // same says whether a running lab of this config is what other asks for. Where the programs come from and whether
 // Fastnet was put on the clusters do not make it another lab.
 func (c Config) same(other Config) bool {
-	return c.Clusters == other.Clusters && c.Workers == other.Workers && c.DualStack == other.DualStack &&
+	return c.Clusters == other.Clusters && c.Workers == other.Workers && c.Families == other.Families &&
 		maps.EqualFunc(c.Pods, other.Pods, slices.Equal) && maps.EqualFunc(c.Services, other.Services, slices.Equal)
 }
 

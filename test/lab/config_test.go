@@ -22,14 +22,25 @@ func TestValidate(t *testing.T) {
 		"default":     {func(*Config) {}, nil},
 		"one of each": {func(c *Config) { c.Clusters, c.Workers = 1, 0 }, nil},
 		"most":        {func(c *Config) { c.Clusters, c.Workers = 9, 50 }, nil},
-		"IPv4 alone":  {func(c *Config) { c.DualStack = false }, nil},
+		"IPv4 alone":  {func(c *Config) { c.Families = IPv4 }, nil},
+		"IPv6 alone":  {func(c *Config) { c.Families = IPv6 }, nil},
+		"as it comes": {func(c *Config) { c.Families = "" }, nil},
 		"same pods in two clusters, as globalnet has it": {func(c *Config) {
 			c.Pods = map[string]Ranges{"c1": ranges(t, "10.7.0.0/16,fd00:10:7::/48"), "c2": ranges(t, "10.7.0.0/16,fd00:10:7::/48")}
 		}, nil},
 		"IPv6 is left out when not asked for": {func(c *Config) {
-			c.DualStack = false
+			c.Families = IPv4
 			c.Pods = map[string]Ranges{"c1": ranges(t, "10.7.0.0/16,fd00:10:7::/48")}
 		}, nil},
+		"so is IPv4, though it overlaps the nodes'": {func(c *Config) {
+			c.Families = IPv6
+			c.Pods = map[string]Ranges{"c1": ranges(t, "172.30.0.0/16,fd00:10:7::/48")}
+		}, nil},
+		"unknown families": {func(c *Config) { c.Families = "ipv5" }, []string{"--families ipv5: give ipv4, ipv6 or dual"}},
+		"a range of the other family": {func(c *Config) {
+			c.Families = IPv6
+			c.Pods = map[string]Ranges{"c2": ranges(t, "10.7.0.0/16")}
+		}, []string{"--pods c2=: give an IPv6 range"}},
 		"everything wrong": {func(c *Config) {
 			c.Clusters, c.Workers, c.Gateways, c.Dist = 10, -1, 2, ""
 		}, []string{"10 clusters", "-1 workers", "2 gateways", "no folder"}},
@@ -79,7 +90,7 @@ func TestSameLab(t *testing.T) {
 	for name, change := range map[string]func(*Config){
 		"clusters": func(c *Config) { c.Clusters = 3 },
 		"workers":  func(c *Config) { c.Workers = 1 },
-		"families": func(c *Config) { c.DualStack = false },
+		"families": func(c *Config) { c.Families = IPv6 },
 		"pods":     func(c *Config) { c.Pods = map[string]Ranges{"c2": ranges(t, "10.8.0.0/16,fd00:10:8::/48")} },
 	} {
 		other := base

@@ -90,7 +90,7 @@ func pairRules(a, b *Cluster) []*netlink.Rule {
 			rule := netlink.NewRule()
 			rule.Priority = 100 // before the main table's 32766
 			rule.Family = netlink.FAMILY_V4
-			if i > 0 {
+			if a.underlay[i].Addr().Is6() {
 				rule.Family = netlink.FAMILY_V6
 			}
 			rule.Src, rule.Dst = ipNet(way[0].underlay[i]), ipNet(way[1].underlay[i])

@@ -5,7 +5,6 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,8 +62,7 @@ func (c *Cluster) dnsObjects() ([]manifest, error) {
 	}
 	var text bytes.Buffer
 	values := map[string]any{
-		"Image": coreDNSImage, "DualStack": len(c.services) == 2,
-		"Addrs": each(c.services, func(p netip.Prefix) string { return dnsAddr(p).String() }),
+		"Image": coreDNSImage, "Addrs": each(c.services, dnsAddr),
 	}
 	if err := parsed.Execute(&text, values); err != nil {
 		return nil, err

@@ -65,7 +65,7 @@ func newLab(config Config) *Lab {
 	config = config.complete()
 	l := &Lab{config: config, record: record{Config: config, Inits: map[string]process{}}}
 	for n := 1; n <= config.Clusters; n++ {
-		c := &Cluster{name: clusterName(n), underlay: l.families(underlay(n))}
+		c := &Cluster{name: clusterName(n), underlay: config.Families.of(underlay(n))}
 		c.pods, c.services = config.Pods[c.name], config.Services[c.name]
 		for i := 0; i <= config.Workers; i++ {
 			role := "control"
@@ -81,14 +81,6 @@ func newLab(config Config) *Lab {
 		l.clusters = append(l.clusters, c)
 	}
 	return l
-}
-
-// families leaves out IPv6 in a lab that is not dual-stack.
-func (l *Lab) families(r Ranges) Ranges {
-	if l.config.DualStack {
-		return r
-	}
-	return r.v4()
 }
 
 // ErrNoLab is what [Open] says on a machine without a lab.

@@ -1,8 +1,11 @@
 package lab
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +15,7 @@ import (
 
 func TestLayout(t *testing.T) {
 	var text strings.Builder
-	for _, config := range []Config{DefaultConfig("dist"), {Clusters: 1, Workers: 1}} {
+	for _, config := range []Config{DefaultConfig("dist"), {Clusters: 1, Workers: 1, Families: IPv4}, {Clusters: 1, Workers: 1, Families: IPv6}} {
 		l := newLab(config)
 		for _, c := range l.Clusters() {
 			fmt.Fprintf(&text, "%s pods %s services %s server %s\n", c.Name(), c.Pods(), c.Services(), c.server())
@@ -54,6 +57,41 @@ func TestSpec(t *testing.T) {
 			}
 		}
 		golden(t, "spec-"+role+".txt", text.String())
+	}
+}
+
+// TestSpecOfOneFamily: nothing on a node of a lab of one family knows an address of the other, but for loopback.
+func TestSpecOfOneFamily(t *testing.T) {
+	address := regexp.MustCompile(`[0-9a-f]*(:[0-9a-f]*){2,}|\d+(\.\d+){3}`)
+	for _, families := range []Families{IPv4, IPv6} {
+		config := DefaultConfig("/dist")
+		config.Families = families
+		l := newLab(config)
+		ca, err := makeAuthority(t.TempDir(), "c1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec, err := l.spec(l.Node("c1", "control"), ca)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := json.Marshal(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := 0
+		for _, word := range address.FindAllString(string(text), -1) {
+			addr, err := netip.ParseAddr(word)
+			if err != nil || addr.IsLoopback() {
+				continue
+			}
+			if found++; addr.Is4() != (families == IPv4) {
+				t.Errorf("%s: %s", families, addr)
+			}
+		}
+		if found < 10 {
+			t.Errorf("%s: only %d addresses found in\n%s", families, found, text)
+		}
 	}
 }
 
@@ -117,11 +155,18 @@ func TestParsePorts(t *testing.T) {
 
 func TestDNSObjects(t *testing.T) {
 	for _, test := range []struct {
-		dualStack bool
-		want      []any
-	}{{true, []any{"10.88.0.10", "fd00:10:88::a"}}, {false, []any{"10.88.0.10"}}} {
+		families Families
+		want     map[string]any // of the Service
+	}{
+		{Dual, map[string]any{"clusterIP": "10.88.0.10", "clusterIPs": []any{"10.88.0.10", "fd00:10:88::a"},
+			"ipFamilies": []any{"IPv4", "IPv6"}, "ipFamilyPolicy": "RequireDualStack"}},
+		{IPv4, map[string]any{"clusterIP": "10.88.0.10", "clusterIPs": []any{"10.88.0.10"},
+			"ipFamilies": []any{"IPv4"}, "ipFamilyPolicy": "SingleStack"}},
+		{IPv6, map[string]any{"clusterIP": "fd00:10:88::a", "clusterIPs": []any{"fd00:10:88::a"},
+			"ipFamilies": []any{"IPv6"}, "ipFamilyPolicy": "SingleStack"}},
+	} {
 		config := DefaultConfig("dist")
-		config.DualStack = test.dualStack
+		config.Families = test.families
 		objects, err := newLab(config).Cluster("c1").dnsObjects()
 		if err != nil {
 			t.Fatal(err)
@@ -137,8 +182,10 @@ func TestDNSObjects(t *testing.T) {
 				if !ok {
 					t.Fatal("the Service has no spec")
 				}
-				if diff := cmp.Diff(test.want, spec["clusterIPs"]); diff != "" {
-					t.Error(diff)
+				for field, want := range test.want {
+					if diff := cmp.Diff(want, spec[field]); diff != "" {
+						t.Errorf("%s: %s: %s", test.families, field, diff)
+					}
 				}
 			}
 		}

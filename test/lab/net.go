@@ -122,7 +122,7 @@ func (l *Lab) network() error {
 	if err := up(wan, "lo"); err != nil {
 		return err
 	}
-	segment := l.families(underlay(0))
+	segment := l.config.Families.of(underlay(0))
 	near := each(segment, func(p netip.Prefix) netip.Prefix { return netip.PrefixFrom(nthAddr(p, 1), p.Bits()) })
 	far := each(segment, func(p netip.Prefix) netip.Prefix { return netip.PrefixFrom(nthAddr(p, 2), p.Bits()) })
 	if err := ensurePair(machine, hostLink, wan, wanSpace, wanLink); err != nil {

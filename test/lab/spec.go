@@ -142,12 +142,8 @@ func (b *specBuilder) controlPlane() {
 		"--name=lab", "--data-dir=/var/lib/etcd", "--unsafe-no-fsync", "--log-level=warn",
 		"--listen-client-urls="+etcd, "--advertise-client-urls="+etcd,
 		"--listen-peer-urls=http://127.0.0.1:2380")
-	bind := "0.0.0.0"
-	if b.lab.config.DualStack {
-		bind = "::"
-	}
 	b.kube("kube-apiserver", nil, lean,
-		"--etcd-servers="+etcd, "--bind-address="+bind, "--secure-port=6443", "--advertise-address="+b.node.addrs[0].String(),
+		"--etcd-servers="+etcd, "--bind-address="+b.lab.config.Families.unspecified(), "--secure-port=6443", "--advertise-address="+b.node.addrs[0].String(),
 		"--tls-cert-file="+pki+"apiserver.crt", "--tls-private-key-file="+pki+"apiserver.key", "--client-ca-file="+pki+"ca.crt",
 		"--kubelet-client-certificate="+pki+"kubelet-client.crt", "--kubelet-client-key="+pki+"kubelet-client.key",
 		"--kubelet-preferred-address-types=InternalIP", "--cert-dir=/var/lib/kubernetes",
@@ -233,6 +229,7 @@ func (b *specBuilder) kubelet() {
 			"x509":      map[string]any{"clientCAFile": pki + "ca.crt"},
 		},
 		"authorization":                 map[string]any{"mode": "Webhook"},
+		"address":                       b.lab.config.Families.unspecified(),
 		"tlsCertFile":                   pki + "kubelet.crt",
 		"tlsPrivateKeyFile":             pki + "kubelet.key",
 		"containerRuntimeEndpoint":      "unix://" + containerdSock,

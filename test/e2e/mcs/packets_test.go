@@ -5,6 +5,7 @@ package mcs
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/fastnet-io/fastnet/test/story"
 )
@@ -23,8 +25,12 @@ import (
 // deploy runs one pod of an image of the lab.
 func (e *scene) deploy(cluster, name, image string, command ...string) {
 	e.t.Helper()
+	e.create(cluster, e.deployment(name, image, command...))
+}
+
+func (e *scene) deployment(name, image string, command ...string) *appsv1.Deployment {
 	labels := map[string]string{"app": name}
-	e.create(cluster, &appsv1.Deployment{ObjectMeta: e.meta(name), Spec: appsv1.DeploymentSpec{
+	return &appsv1.Deployment{ObjectMeta: e.meta(name), Spec: appsv1.DeploymentSpec{
 		Selector: &metav1.LabelSelector{MatchLabels: labels},
 		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: corev1.PodSpec{
 			TerminationGracePeriodSeconds: ptr(int64(1)),
@@ -33,7 +39,7 @@ func (e *scene) deploy(cluster, name, image string, command ...string) {
 				Env: []corev1.EnvVar{{Name: "NODE_NAME", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "spec.nodeName"}}}},
 			}},
 		}},
-	}})
+	}}
 }
 
 // inClient runs a command line in the scene's client pod in c1.
@@ -68,6 +74,29 @@ func (e *scene) noSuchName(name string) {
 	})
 }
 
+// record is the type of a family's DNS records.
+var record = map[corev1.IPFamily]string{corev1.IPv4Protocol: "A", corev1.IPv6Protocol: "AAAA"}
+
+// answered waits until four requests in a row to a URL, over one family, are answered by pods of a cluster. It gives the last answer.
+func (e *scene) answered(from func(ctx context.Context, line string) (string, error), family corev1.IPFamily, url, cluster string) story.Answer {
+	e.t.Helper()
+	flag := map[corev1.IPFamily]string{corev1.IPv4Protocol: "-4", corev1.IPv6Protocol: "-6"}[family]
+	var a story.Answer
+	eventually(e.t, "answers of "+cluster+" to "+url, func(ctx context.Context) error {
+		out, err := from(ctx, fmt.Sprintf("sh -c 'for i in 1 2 3 4; do curl -sS %s --max-time 2 %s || exit 1; done'", flag, url))
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(out) {
+			if err := json.Unmarshal([]byte(line), &a); err != nil || !strings.HasPrefix(a.Node, cluster+"-") {
+				return fmt.Errorf("answered by %q (%v), want %s", a.Node, err, cluster)
+			}
+		}
+		return nil
+	})
+	return a
+}
+
 func (e *scene) name(zone string) string { return fmt.Sprintf("%s.%s.svc.%s", web, e.ns, zone) }
 
 // One cluster has the port http, another admin: the client finds both under one name and one address, and each connection goes to the
@@ -79,7 +108,7 @@ func perPortRouting(t *testing.T, w *world) {
 	for c, port := range servers {
 		port.TargetPort = intstr.FromInt32(80)
 		e.deploy(c, "server", "whereami")
-		s := e.service(c, withPorts(port), func(s *corev1.Service) { s.Spec.Selector = map[string]string{"app": "server"} })
+		s := e.service(c, withPorts(port), selecting("server"))
 		e.export(c)
 		if c == "c1" {
 			own = s.Spec.ClusterIP
@@ -87,30 +116,17 @@ func perPortRouting(t *testing.T, w *world) {
 	}
 	e.client()
 	i := e.imported("c1", fromClusters(sortedKeys(servers)...))
-	families := []struct{ record, flag string }{{"A", "-4"}, {"AAAA", "-6"}}
-	for n, ip := range i.Spec.IPs {
-		e.asked(e.name("clusterset.local")+" "+families[n].record, ip)
+	for _, ip := range i.Spec.IPs {
+		family := familyOf(ip)
+		e.asked(e.name("clusterset.local")+" "+record[family], ip)
 		for cluster, port := range servers {
-			eventually(t, "answers of "+cluster, func(ctx context.Context) error {
-				out, err := e.inClient(ctx, fmt.Sprintf("sh -c 'for i in 1 2 3 4; do curl -sS %s --max-time 2 http://%s:%d || exit 1; done'",
-					families[n].flag, e.name("clusterset.local"), port.Port))
-				if err != nil {
-					return err
-				}
-				for line := range strings.Lines(out) {
-					var a story.Answer
-					if err := json.Unmarshal([]byte(line), &a); err != nil || !strings.HasPrefix(a.Node, cluster+"-") {
-						return fmt.Errorf("port %d answered by %q (%v), want %s", port.Port, a.Node, err, cluster)
-					}
-				}
-				return nil
-			})
+			e.answered(e.inClient, family, fmt.Sprintf("http://%s:%d", e.name("clusterset.local"), port.Port), cluster)
 		}
 	}
 	if own == "" {
 		e.noSuchName(e.name("cluster.local"))
 	} else {
-		e.asked(e.name("cluster.local")+" A", own)
+		e.asked(e.name("cluster.local")+" "+record[familyOf(own)], own)
 	}
 	for c := range servers {
 		e.delete(c, e.newExport())
@@ -132,37 +148,164 @@ func headlessNames(t *testing.T, w *world) {
 	e := w.scene(t)
 	e.client()
 	for _, c := range []string{"c1", "c2"} {
-		e.service(c, headless)
-		e.backends(c, "web-1", 2, func(s *discoveryv1.EndpointSlice) {
-			s.Endpoints[0].Hostname = ptr("first")
-			s.Endpoints[1].Hostname, s.Endpoints[1].Conditions.Ready = ptr("second"), ptr(false)
-		}, apart(c))
-		if w.dual {
-			e.backends(c, "web-2", 1, func(s *discoveryv1.EndpointSlice) {
-				s.AddressType = discoveryv1.AddressTypeIPv6
-				s.Endpoints[0].Addresses = []string{address(c, s.AddressType, 0)}
+		s := e.service(c, headless)
+		for _, family := range w.families {
+			e.backendsOf(c, "web-"+strings.ToLower(string(family)), family, s, 2, func(s *discoveryv1.EndpointSlice) {
 				s.Endpoints[0].Hostname = ptr("first")
+				s.Endpoints[1].Hostname, s.Endpoints[1].Conditions.Ready = ptr("second"), ptr(false)
 			})
 		}
 		e.export(c)
 	}
 	zone := e.name("clusterset.local")
-	e.asked(zone+" A", "198.51.1.1", "198.51.2.1")
-	e.asked("first.c2."+zone+" A", "198.51.2.1")
-	if w.dual {
-		e.asked(zone+" AAAA", canonical("2001:db8:1::1"), canonical("2001:db8:2::1"))
-		e.asked("first.c1."+zone+" AAAA", canonical("2001:db8:1::1"))
+	for _, family := range w.families {
+		e.asked(zone+" "+record[family], address("c1", family, 0), address("c2", family, 0))
+		e.asked("first.c2."+zone+" "+record[family], address("c2", family, 0))
 	}
 	e.noSuchName("third.c2." + zone)
 }
 
-// apart gives the backends of each cluster addresses of their own.
-func apart(cluster string) changeSlice {
-	return func(s *discoveryv1.EndpointSlice) {
-		for i := range s.Endpoints {
-			s.Endpoints[i].Addresses = []string{fmt.Sprintf("198.51.%s.%d", strings.TrimPrefix(cluster, "c"), i+1)}
+// Pods, and processes on nodes whether gateway or not, reach what another cluster exports in every family that the clusters have: by
+// the clusterset IP, and by the names of a headless service and of its pod. Pods are seen there under their own addresses.
+func everyFamilyCarries(t *testing.T, w *world) {
+	t.Run("ClusterSetIP", func(t *testing.T) {
+		e := w.scene(t)
+		e.deploy("c2", "server", "whereami")
+		e.service("c2", selecting("server"))
+		e.export("c2")
+		e.client()
+		for _, ip := range e.imported("c1", fromClusters("c2")).Spec.IPs {
+			e.reaches(familyOf(ip), ip, e.name("clusterset.local"))
 		}
+	})
+	t.Run("Headless", func(t *testing.T) {
+		e := w.scene(t)
+		server := e.deployment("server", "whereami")
+		server.Spec.Template.Spec.Hostname, server.Spec.Template.Spec.Subdomain = "first", web
+		e.create("c2", server)
+		e.service("c2", headless, selecting("server"))
+		e.export("c2")
+		e.client()
+		e.imported("c1", fromClusters("c2"))
+		for _, ip := range e.podAddresses("c2", "server", len(w.families)) {
+			for _, name := range []string{e.name("clusterset.local"), "first.c2." + e.name("clusterset.local")} {
+				e.asked(name+" "+record[familyOf(ip)], ip)
+				e.reaches(familyOf(ip), ip, name)
+			}
+		}
+	})
+}
+
+func selecting(app string) changeService {
+	return func(s *corev1.Service) { s.Spec.Selector = map[string]string{"app": app} }
+}
+
+// reaches sees that c1 reaches c2 at an address of a family: the client by its name, and each node of c1 as it is.
+func (e *scene) reaches(family corev1.IPFamily, ip, name string) {
+	e.t.Helper()
+	a := e.answered(e.inClient, family, "http://"+name, "c2")
+	if client := e.podAddresses("c1", "client", len(e.families)); !slices.Contains(client, a.Caller) {
+		e.t.Errorf("over %s the server saw %s, want the pod's own address, of %v", family, a.Caller, client)
+	}
+	for _, node := range e.lab.Cluster("c1").Nodes() {
+		onNode := func(ctx context.Context, line string) (string, error) {
+			out, err := node.Command(ctx, "sh", "-c", line).CombinedOutput()
+			if err != nil {
+				err = fmt.Errorf("on %s: %w: %s", node.Name(), err, out)
+			}
+			return string(out), err
+		}
+		e.answered(onNode, family, "http://"+netip.AddrPortFrom(netip.MustParseAddr(ip), 80).String(), "c2")
 	}
 }
 
-func canonical(text string) string { return netip.MustParseAddr(text).String() }
+// podAddresses waits until the one pod of a deployment has so many.
+func (e *scene) podAddresses(cluster, app string, number int) (all []string) {
+	e.t.Helper()
+	eventually(e.t, fmt.Sprintf("%d addresses of the pod %s in %s", number, app, cluster), func(ctx context.Context) error {
+		var pods corev1.PodList
+		if err := e.api[cluster].List(ctx, &pods, client.InNamespace(e.ns), client.MatchingLabels{"app": app}); err != nil {
+			return err
+		}
+		if len(pods.Items) != 1 || len(pods.Items[0].Status.PodIPs) != number {
+			return fmt.Errorf("%d pods: %+v", len(pods.Items), pods.Items)
+		}
+		all = nil
+		for _, ip := range pods.Items[0].Status.PodIPs {
+			all = append(all, ip.IP)
+		}
+		return nil
+	})
+	return all
+}
+
+// What the tool shows is of the families that there are, and of no other: the ranges of clusters, the gateways' addresses, and the ways of
+// every node, all of which are used and up.
+func showKnowsTheFamilies(t *testing.T, w *world) {
+	var all struct {
+		Clusters []struct {
+			ClusterID, State string
+			Prefixes         []string
+		}
+		Gateways    []struct{ Addresses []string }
+		Connections []struct{ State, PeerAddress string }
+		Routes      []struct {
+			Node, ClusterID, Family, State string
+			Live, Used                     bool
+		}
+		Problems []string
+	}
+	show := func(ctx context.Context, what string) error {
+		out, err := w.teller.Output(ctx, "kubectl fastnet --context c1 show "+what+" -o json")
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal([]byte(out), &all)
+	}
+	eventually(t, "all ways up", func(ctx context.Context) error {
+		all.Routes = nil
+		if err := errors.Join(show(ctx, "all"), show(ctx, "routes")); err != nil {
+			return err
+		}
+		if len(all.Problems) > 0 {
+			return fmt.Errorf("problems %q", all.Problems)
+		}
+		ways := map[string]bool{}
+		for _, r := range all.Routes {
+			if !r.Live || !r.Used || r.State != "up" || !w.has(corev1.IPFamily(r.Family)) {
+				return fmt.Errorf("way %+v", r)
+			}
+			ways[r.Node+" "+r.ClusterID+" "+r.Family] = true
+		}
+		if want := len(w.lab.Cluster("c1").Nodes()) * (len(w.names) - 1) * len(w.families); len(ways) != want {
+			return fmt.Errorf("%d ways, want %d: %v", len(ways), want, ways)
+		}
+		return nil
+	})
+	if len(all.Clusters) != len(w.names) || len(all.Gateways) != 1 || len(all.Connections) != len(w.names)-1 {
+		t.Errorf("%d clusters, %d gateways, %d connections: %+v", len(all.Clusters), len(all.Gateways), len(all.Connections), all)
+	}
+	for _, c := range all.Clusters {
+		var want []string
+		for _, prefix := range slices.Concat(w.lab.Cluster(c.ClusterID).Pods(), w.lab.Cluster(c.ClusterID).Services()) {
+			want = append(want, prefix.String())
+		}
+		if slices.Sort(want); !slices.Equal(slices.Sorted(slices.Values(c.Prefixes)), want) {
+			t.Errorf("%s has %v, want %v", c.ClusterID, c.Prefixes, want)
+		}
+	}
+	for _, g := range all.Gateways {
+		var want []string
+		for _, address := range w.lab.Node("c1", "worker1").Addrs() {
+			want = append(want, address.String())
+		}
+		if !slices.Equal(g.Addresses, want) {
+			t.Errorf("the gateway has %v, want %v", g.Addresses, want)
+		}
+	}
+	for _, c := range all.Connections {
+		if peer, err := netip.ParseAddrPort(c.PeerAddress); err != nil || c.State != "up" || !w.has(familyOf(peer.Addr().String())) {
+			t.Errorf("connection %+v (%v)", c, err)
+		}
+	}
+}

@@ -1,8 +1,8 @@
 //go:build e2e
 
 // Package mcs holds the rules of the Multi-Cluster Services API, each a subtest under its name, on real clusters with Fastnet as its
-// users install it: three with both families, and two with IPv4 alone. A rule has a namespace and a service web of its own, so
-// that they run side by side. Backends are EndpointSlices written by hand, but where packets are sent.
+// users install it: three with both families, two with IPv4 alone, and two with IPv6 alone. A rule has a namespace and a service
+// web of its own, so that they run side by side. Backends are EndpointSlices written by hand, but where packets are sent.
 package mcs
 
 import (
@@ -26,6 +26,7 @@ import (
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
+	"github.com/fastnet-io/fastnet/test/lab"
 )
 
 type rule struct {
@@ -59,6 +60,8 @@ var everywhere = []rule{
 	{"BothAPIVersionsAreServed", apiVersions},
 	{"TrafficGoesWhereThePortIs", perPortRouting},
 	{"NamesOfHeadlessBackends", headlessNames},
+	{"EveryFamilyCarries", everyFamilyCarries},
+	{"ShowKnowsTheFamilies", showKnowsTheFamilies},
 }
 
 func runAll(t *testing.T, w *world, rules []rule) {
@@ -73,7 +76,7 @@ func runAll(t *testing.T, w *world, rules []rule) {
 }
 
 func TestDualStackThreeClusters(t *testing.T) {
-	w := start(t, 3, true)
+	w := start(t, 3, lab.Dual)
 	runAll(t, w, append(slices.Clone(everywhere), rule{"IPFamilyConflict", familyConflict}, rule{"OneFamilyOfTwo", oneFamily}))
 	if !t.Failed() {
 		leaving(t, w)
@@ -81,8 +84,11 @@ func TestDualStackThreeClusters(t *testing.T) {
 }
 
 func TestIPv4TwoClusters(t *testing.T) {
-	w := start(t, 2, false)
-	runAll(t, w, append(slices.Clone(everywhere), rule{"IPFamilyNotSupported", familyNotSupported}))
+	runAll(t, start(t, 2, lab.IPv4), append(slices.Clone(everywhere), rule{"IPFamilyNotSupported", familyNotSupported}))
+}
+
+func TestIPv6TwoClusters(t *testing.T) {
+	runAll(t, start(t, 2, lab.IPv6), append(slices.Clone(everywhere), rule{"IPFamilyNotSupported", familyNotSupported}))
 }
 
 // Nothing is exported without a ServiceExport, which has the Service's namespace and name. A Service of that name in another
@@ -287,7 +293,7 @@ func importFields(t *testing.T, w *world) {
 		expect(slices.Equal(i.Spec.IPFamilies, s.Spec.IPFamilies) && len(i.Spec.IPs) == len(i.Spec.IPFamilies), "families")
 		for n, ip := range i.Spec.IPs {
 			address, err := netip.ParseAddr(ip)
-			expect(err == nil && address.Is6() == (i.Spec.IPFamilies[n] == corev1.IPv6Protocol), "order of addresses")
+			expect(err == nil && familyOf(address.String()) == i.Spec.IPFamilies[n], "order of addresses")
 		}
 		expect(i.Spec.SessionAffinity == corev1.ServiceAffinityClientIP && *i.Spec.SessionAffinityConfig.ClientIP.TimeoutSeconds == 60, "sessionAffinity")
 		expect(i.Spec.InternalTrafficPolicy != nil && *i.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal, "internalTrafficPolicy")
@@ -837,8 +843,8 @@ func onlyOf(family corev1.IPFamily) changeService {
 func headlessIn(w *world) changeService {
 	return func(s *corev1.Service) {
 		headless(s)
-		if !w.dual {
-			onlyOf(corev1.IPv4Protocol)(s)
+		if len(w.families) == 1 {
+			onlyOf(w.families[0])(s)
 		}
 	}
 }
@@ -852,7 +858,7 @@ func oneFamily(t *testing.T, w *world) {
 			e.export("c1")
 			for _, c := range w.names {
 				i := e.imported(c, nil)
-				if !slices.Equal(i.Spec.IPFamilies, []corev1.IPFamily{family}) || len(i.Spec.IPs) != 1 || strings.Contains(i.Spec.IPs[0], ":") != (family == corev1.IPv6Protocol) {
+				if !slices.Equal(i.Spec.IPFamilies, []corev1.IPFamily{family}) || len(i.Spec.IPs) != 1 || familyOf(i.Spec.IPs[0]) != family {
 					t.Errorf("%s: families %v, addresses %v", c, i.Spec.IPFamilies, i.Spec.IPs)
 				}
 			}
@@ -869,37 +875,41 @@ func oneFamily(t *testing.T, w *world) {
 	}
 }
 
-// A cluster without any of a service's families says so. The member with IPv6 is on the broker alone: its records are written with the
-// credentials of its invitation.
+// A cluster without any of a service's families says so. The member with the other family is on the broker alone: its records are
+// written with the credentials of its invitation.
 func familyNotSupported(t *testing.T, w *world) {
 	e := w.scene(t)
-	if _, err := w.teller.Output(t.Context(), "kubectl fastnet --context c1 broker invite six -o six.join"); err != nil {
+	if _, err := w.teller.Output(t.Context(), "kubectl fastnet --context c1 broker invite c6 -o other.join"); err != nil {
 		t.Fatal(err)
+	}
+	other := corev1.IPv6Protocol
+	if w.has(other) {
+		other = corev1.IPv4Protocol
 	}
 	records := fmt.Sprintf(`
 apiVersion: fastnet.dev/v1alpha1
 kind: ExportedService
-metadata: {name: six.web.%[1]s, namespace: fastnet-six, labels: {multicluster.kubernetes.io/source-cluster: six}}
-spec: {namespace: %[1]s, name: web, type: ClusterSetIP, exportedAt: "2026-01-01T00:00:00Z", ports: [{name: http, protocol: TCP, port: 80}], ipFamilies: [IPv6], addresses: ["2001:db8:6::80"]}
+metadata: {name: c6.web.%[1]s, namespace: fastnet-c6, labels: {multicluster.kubernetes.io/source-cluster: c6}}
+spec: {namespace: %[1]s, name: web, type: ClusterSetIP, exportedAt: "2026-01-01T00:00:00Z", ports: [{name: http, protocol: TCP, port: 80}], ipFamilies: [%[2]s], addresses: ["%[3]s"]}
 ---
 apiVersion: fastnet.dev/v1alpha1
 kind: ExportedEndpoints
-metadata: {name: six.web-1.%[1]s, namespace: fastnet-six, labels: {multicluster.kubernetes.io/source-cluster: six}}
-spec: {namespace: %[1]s, service: web, ipFamily: IPv6, ports: [{name: http, protocol: TCP, port: 8080}], backends: [{addresses: ["2001:db8:6::1"], ready: true}]}
-`, e.ns)
-	if _, err := w.teller.Output(t.Context(), "kubectl --kubeconfig six.join create -f - <<'END'\n"+records+"END\n"); err != nil {
+metadata: {name: c6.web-1.%[1]s, namespace: fastnet-c6, labels: {multicluster.kubernetes.io/source-cluster: c6}}
+spec: {namespace: %[1]s, service: web, ipFamily: %[2]s, ports: [{name: http, protocol: TCP, port: 8080}], backends: [{addresses: ["%[4]s"], ready: true}]}
+`, e.ns, other, address("c6", other, 79), address("c6", other, 0))
+	if _, err := w.teller.Output(t.Context(), "kubectl --kubeconfig other.join create -f - <<'END'\n"+records+"END\n"); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range w.names {
 		e.imported(c, func(i *mcsv1beta1.ServiceImport) error {
 			ready := meta.FindStatusCondition(i.Status.Conditions, "Ready")
-			if ready == nil || ready.Status != metav1.ConditionFalse || ready.Reason != "IPFamilyNotSupported" || len(i.Spec.IPs) > 0 || !slices.Equal(i.Spec.IPFamilies, []corev1.IPFamily{corev1.IPv6Protocol}) {
+			if ready == nil || ready.Status != metav1.ConditionFalse || ready.Reason != "IPFamilyNotSupported" || len(i.Spec.IPs) > 0 || !slices.Equal(i.Spec.IPFamilies, []corev1.IPFamily{other}) {
 				return errors.New("want IPFamilyNotSupported, and no address")
 			}
 			return nil
 		})
 	}
-	if _, err := w.teller.Output(t.Context(), "kubectl fastnet --context c1 broker remove six"); err != nil {
+	if _, err := w.teller.Output(t.Context(), "kubectl fastnet --context c1 broker remove c6"); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range w.names {

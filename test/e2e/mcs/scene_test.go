@@ -41,12 +41,13 @@ type world struct {
 	names  []string // c1, c2, ...
 	api    map[string]client.Client
 	teller *story.Teller
-	dual   bool
-	scenes atomic.Int32
+	// families are those that pods, services and nodes have, in the order in which a Service gets them.
+	families []corev1.IPFamily
+	scenes   atomic.Int32
 }
 
 // start brings a lab up, for as long as the test lasts.
-func start(t *testing.T, clusters int, dual bool) *world {
+func start(t *testing.T, clusters int, families lab.Families) *world {
 	t.Helper()
 	if _, err := lab.Open(); err == nil {
 		t.Fatal("a lab is running on this machine, and these tests need one of their own: run `make demo-down` first")
@@ -56,7 +57,7 @@ func start(t *testing.T, clusters int, dual bool) *world {
 		t.Fatal(err)
 	}
 	config := lab.DefaultConfig(dist)
-	config.Clusters, config.Workers, config.DualStack, config.Install = clusters, 1, dual, true
+	config.Clusters, config.Workers, config.Families, config.Install = clusters, 1, families, true
 	config.Progress = func(line string) { t.Log(line) }
 	t.Cleanup(func() {
 		if os.Getenv("FASTNET_KEEP_LAB") != "" {
@@ -72,7 +73,10 @@ func start(t *testing.T, clusters int, dual bool) *world {
 		t.Fatal(err)
 	}
 	t.Logf("%d clusters with Fastnet in %.1f s", clusters, time.Since(began).Seconds())
-	w := &world{lab: running, api: map[string]client.Client{}, dual: dual}
+	w := &world{lab: running, api: map[string]client.Client{}}
+	for _, pods := range running.Clusters()[0].Pods() {
+		w.families = append(w.families, familyOf(pods.Addr().String()))
+	}
 	w.teller, err = story.New(running, dist, filepath.Join(t.TempDir(), "story"), &bytes.Buffer{})
 	if err != nil {
 		t.Fatal(err)
@@ -98,6 +102,16 @@ func start(t *testing.T, clusters int, dual bool) *world {
 }
 
 func (w *world) last() string { return w.names[len(w.names)-1] }
+
+func (w *world) has(family corev1.IPFamily) bool { return slices.Contains(w.families, family) }
+
+// familyOf is the family of an address.
+func familyOf(address string) corev1.IPFamily {
+	if strings.Contains(address, ":") {
+		return corev1.IPv6Protocol
+	}
+	return corev1.IPv4Protocol
+}
 
 // patience is how long anything may take to come; it comes in milliseconds, on a machine that has nothing else to do.
 const patience = 90 * time.Second
@@ -204,9 +218,8 @@ type changeService = func(*corev1.Service)
 func (e *scene) service(cluster string, changes ...changeService) *corev1.Service {
 	e.t.Helper()
 	s := &corev1.Service{ObjectMeta: e.meta(web), Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{servicePort("http", 80)}}}
-	if e.dual {
-		policy := corev1.IPFamilyPolicyPreferDualStack
-		s.Spec.IPFamilyPolicy = &policy
+	if len(e.families) > 1 {
+		s.Spec.IPFamilyPolicy = ptr(corev1.IPFamilyPolicyPreferDualStack)
 	}
 	for _, change := range changes {
 		change(s)
@@ -226,11 +239,12 @@ func withPorts(ports ...corev1.ServicePort) changeService {
 func headless(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone }
 
 // address of the n-th backend of a cluster; nobody is there.
-func address(cluster string, family discoveryv1.AddressType, n int) string {
-	if family == discoveryv1.AddressTypeIPv6 {
-		return fmt.Sprintf("2001:db8:%s::%x", strings.TrimPrefix(cluster, "c"), n+1)
+func address(cluster string, family corev1.IPFamily, n int) string {
+	number := strings.TrimPrefix(cluster, "c")
+	if family == corev1.IPv6Protocol {
+		return fmt.Sprintf("2001:db8:%s::%x", number, n+1)
 	}
-	return fmt.Sprintf("198.51.%d.%d", 100+n/250, 1+n%250)
+	return fmt.Sprintf("198.51.%s.%d", number, n+1)
 }
 
 type changeSlice = func(*discoveryv1.EndpointSlice)
@@ -242,7 +256,13 @@ func (e *scene) backends(cluster, name string, n int, changes ...changeSlice) *d
 	if err := e.api[cluster].Get(e.t.Context(), e.key(web), &service); err != nil {
 		e.t.Fatal(err)
 	}
-	slice := &discoveryv1.EndpointSlice{ObjectMeta: e.meta(name), AddressType: discoveryv1.AddressType(service.Spec.IPFamilies[0])}
+	return e.backendsOf(cluster, name, service.Spec.IPFamilies[0], &service, n, changes...)
+}
+
+// backendsOf does so in one family.
+func (e *scene) backendsOf(cluster, name string, family corev1.IPFamily, service *corev1.Service, n int, changes ...changeSlice) *discoveryv1.EndpointSlice {
+	e.t.Helper()
+	slice := &discoveryv1.EndpointSlice{ObjectMeta: e.meta(name), AddressType: discoveryv1.AddressType(family)}
 	slice.Labels = map[string]string{discoveryv1.LabelServiceName: web, discoveryv1.LabelManagedBy: "somebody"}
 	for _, p := range service.Spec.Ports {
 		number := p.Port + 8000
@@ -250,7 +270,7 @@ func (e *scene) backends(cluster, name string, n int, changes ...changeSlice) *d
 	}
 	for i := range n {
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-			Addresses: []string{address(cluster, slice.AddressType, i)}, Conditions: discoveryv1.EndpointConditions{Ready: ptr(true)},
+			Addresses: []string{address(cluster, family, i)}, Conditions: discoveryv1.EndpointConditions{Ready: ptr(true)},
 		})
 	}
 	for _, change := range changes {
