@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/fastnet-io/fastnet/internal/cables"
 	"github.com/fastnet-io/fastnet/test/story"
 )
 
@@ -306,6 +307,41 @@ func showKnowsTheFamilies(t *testing.T, w *world) {
 	for _, c := range all.Connections {
 		if peer, err := netip.ParseAddrPort(c.PeerAddress); err != nil || c.State != "up" || !w.has(familyOf(peer.Addr().String())) {
 			t.Errorf("connection %+v (%v)", c, err)
+		}
+	}
+}
+
+// Without this the rest would prove little: nodes have no address, and no route of ours, of a family that their cluster has not. What
+// the kernel gives itself (loopback, IPv6 link-local) does not count, nor does the anchor of our devices, which is in no packet.
+func nodesHaveNoOtherFamily(t *testing.T, w *world) {
+	for _, c := range w.lab.Clusters() {
+		for _, node := range c.Nodes() {
+			out, err := node.Command(t.Context(), "sh", "-c", "ip -o address show | awk '{print $2, $4}'; "+
+				"for flag in -4 -6; do ip $flag -o route show table all type unicast | awk '{print \"route\", $1}'; done").Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen := map[corev1.IPFamily]bool{}
+			for line := range strings.Lines(string(out)) {
+				link, text, _ := strings.Cut(strings.TrimSpace(line), " ")
+				prefix, err := netip.ParsePrefix(text)
+				if address, e := netip.ParseAddr(text); e == nil { // a route to one address
+					prefix, err = netip.PrefixFrom(address, address.BitLen()), nil
+				}
+				if err != nil { // default, and words of multipath routes
+					continue
+				}
+				address := prefix.Addr()
+				if address.IsLoopback() || address.IsLinkLocalUnicast() && address.Is6() || address.IsMulticast() || prefix == cables.Anchor {
+					continue
+				}
+				if seen[familyOf(text)] = true; !w.has(familyOf(text)) {
+					t.Errorf("%s has %s on %s", node.Name(), prefix, link)
+				}
+			}
+			if len(seen) != len(w.families) {
+				t.Errorf("%s has addresses of %v, want %v", node.Name(), seen, w.families)
+			}
 		}
 	}
 }

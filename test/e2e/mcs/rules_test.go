@@ -62,6 +62,7 @@ var everywhere = []rule{
 	{"NamesOfHeadlessBackends", headlessNames},
 	{"EveryFamilyCarries", everyFamilyCarries},
 	{"ShowKnowsTheFamilies", showKnowsTheFamilies},
+	{"NodesHaveNoOtherFamily", nodesHaveNoOtherFamily},
 }
 
 func runAll(t *testing.T, w *world, rules []rule) {
