@@ -102,3 +102,20 @@ func TestNodesAreKeptSlimAndStillDrain(t *testing.T) {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 }
+
+// A cable that is asked to stay before it counts is told as up where the cluster has no better one, and as down where it has.
+func TestNodesAreToldOfWhatRecovers(t *testing.T) {
+	health := map[string]Health{
+		"c2.a": {ClusterID: "c2", State: v1alpha1.CableDown, Recovering: true},
+		"c2.b": {ClusterID: "c2", State: v1alpha1.CableDown},
+		"c3.a": {ClusterID: "c3", State: v1alpha1.CableDown, Recovering: true},
+		"c3.b": {ClusterID: "c3", State: v1alpha1.CableUp},
+	}
+	want := nodeprobe.View{Cables: []nodeprobe.Cable{
+		{Endpoint: "c2.a", ClusterID: "c2", Up: true}, {Endpoint: "c2.b", ClusterID: "c2"},
+		{Endpoint: "c3.a", ClusterID: "c3"}, {Endpoint: "c3.b", ClusterID: "c3", Up: true},
+	}}
+	if diff := cmp.Diff(want, nodeView(health, false)); diff != "" {
+		t.Errorf("nodes are told -want +got:\n%s", diff)
+	}
+}

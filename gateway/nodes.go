@@ -63,14 +63,18 @@ func (g *gateway) keepAnswering(ctx context.Context, server *nodeprobe.Server) {
 	}
 }
 
-// nodeView is what nodes are told: a cable is up while packets get through it and its peer wants them.
+// nodeView is what nodes are told: a cable is up while packets get through it and its peer wants them. One that is asked to stay for a
+// while, since it went too often, is up for want of a better one: nothing is gained by sending into the void meanwhile.
 func nodeView(health map[string]Health, draining bool) nodeprobe.View {
+	up := map[string]bool{}
+	for _, h := range health {
+		up[h.ClusterID] = up[h.ClusterID] || h.State == v1alpha1.CableUp
+	}
 	view := nodeprobe.View{Draining: draining}
 	for _, endpoint := range slices.Sorted(maps.Keys(health)) {
 		h := health[endpoint]
-		view.Cables = append(view.Cables, nodeprobe.Cable{
-			Endpoint: endpoint, ClusterID: h.ClusterID, Up: h.State == v1alpha1.CableUp && !h.Draining,
-		})
+		carries := h.State == v1alpha1.CableUp || h.Recovering && !up[h.ClusterID]
+		view.Cables = append(view.Cables, nodeprobe.Cable{Endpoint: endpoint, ClusterID: h.ClusterID, Up: carries && !h.Draining})
 	}
 	return view
 }

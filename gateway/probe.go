@@ -59,6 +59,8 @@ type Health struct {
 	RTT time.Duration
 	// Loss is the share of the last probes that had no answer, 0 to 1.
 	Loss float64
+	// Recovering: the cable is down, as it was too often, but answers again.
+	Recovering bool
 	// Draining: the peer wants no more traffic.
 	Draining bool
 	// Failures is how many times this process has seen the cable go down.
@@ -207,8 +209,8 @@ func (l *line) health(now time.Time) Health {
 	switch l.path.State() {
 	case liveness.Up:
 		h.State = v1alpha1.CableUp
-	case liveness.Down:
-		h.State = v1alpha1.CableDown
+	case liveness.Down, liveness.Recovering:
+		h.State, h.Recovering = v1alpha1.CableDown, l.path.State() == liveness.Recovering
 	case liveness.Unknown:
 	}
 	return h
@@ -289,8 +291,9 @@ func (p *prober) turn(ctx context.Context, now time.Time, readers *sync.WaitGrou
 
 // ask sends a probe, and reports whether somebody should look: the state or the number of attempts has changed.
 func (p *prober) ask(now time.Time, l *line) (look bool) {
+	before := l.path.State()
 	sequence, look := l.path.Probe(now)
-	if look {
+	if look && before == liveness.Up {
 		l.failures++ // a probe changes the state to down alone
 	}
 	if l.socket != nil {

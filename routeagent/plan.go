@@ -306,7 +306,7 @@ func (p *planner) prove(direct way, target nodeprobe.Target, node Node, v6 bool)
 	tunnel := way{gateway: direct.gateway}
 	through := target
 	tunnel.hop, through = p.throughTunnel(node, target)
-	if foreign.State == liveness.Up {
+	if foreign.State == liveness.Up || foreign.State == liveness.Recovering {
 		return direct, proof
 	}
 	// A gateway from before there were proofs never gives one: as long as the tunnel is no better, the segment has to do.
@@ -351,8 +351,9 @@ type candidate struct {
 	hop netstate.Nexthop
 	// own: a cable of this very node's.
 	own bool
-	// live: the path to the gateway is up, and so is a cable of it to the cluster. draining: but use another one.
-	live, draining bool
+	// live: the path to the gateway is up, and so is a cable of it to the cluster. back: it would be, but has gone too often to be taken
+	// for up so soon. draining: live, but use another one.
+	live, back, draining bool
 	// gateway's node, and the other end of the cable where it begins here; what probes say of the path.
 	gateway, endpoint string
 	health            nodeprobe.Health
@@ -384,8 +385,8 @@ func (p *planner) show(cluster cables.Cluster, v6 bool, all []candidate, members
 func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse []netstate.Nexthop) (all []candidate) {
 	for _, w := range ways {
 		seen := w.health.Seen
-		live := func(hop netstate.Nexthop, through ...cables.Remote) bool {
-			if w.health.State != liveness.Up {
+		live := func(state liveness.State, hop netstate.Nexthop, through ...cables.Remote) bool {
+			if w.health.State != state {
 				return false
 			}
 			// A path that was in use before this process counts as up before its gateway has told us anything.
@@ -394,7 +395,7 @@ func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse 
 		}
 		draining := seen != nil && seen.Draining
 		if w.gateway.Node != p.Node {
-			all = append(all, candidate{hop: w.hop, live: live(w.hop, cluster.Gateways...), draining: draining, gateway: w.gateway.Node, health: w.health})
+			all = append(all, candidate{hop: w.hop, live: live(liveness.Up, w.hop, cluster.Gateways...), back: live(liveness.Recovering, w.hop, cluster.Gateways...), draining: draining, gateway: w.gateway.Node, health: w.health})
 			continue
 		}
 		for _, remote := range cluster.Gateways {
@@ -407,7 +408,7 @@ func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse 
 				continue
 			}
 			hop := netstate.Nexthop{IPv6: v6 || remote.Via.IsValid(), Via: remote.Via, Dev: remote.Link}
-			all = append(all, candidate{hop: hop, own: true, live: live(hop, remote), draining: draining, gateway: w.gateway.Node, endpoint: remote.Name, health: w.health})
+			all = append(all, candidate{hop: hop, own: true, live: live(liveness.Up, hop, remote), draining: draining, gateway: w.gateway.Node, endpoint: remote.Name, health: w.health})
 		}
 	}
 	for _, c := range all {
@@ -422,15 +423,17 @@ func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse 
 //  1. a gateway's own cables that live,
 //  2. other gateways that live and have a cable that does,
 //  3. and 4. the same, of gateways that want to go,
-//  5. what is in use: where nothing is known to live, whether because we have just begun or because all is lost, nothing
+//  5. what has just come back, and has gone too often to be trusted before anything else;
+//  6. what is in use: where nothing is known to live, whether because we have just begun or because all is lost, nothing
 //     gets better by a change;
-//  6. all there are, a gateway's own cables before other gateways.
+//  7. all there are, a gateway's own cables before other gateways.
 func (p *planner) members(cluster cables.Cluster, all []candidate, inUse []netstate.Nexthop) (members []netstate.Nexthop) {
 	kinds := []func(candidate) bool{
 		func(c candidate) bool { return c.live && !c.draining && c.own },
 		func(c candidate) bool { return c.live && !c.draining },
 		func(c candidate) bool { return c.live && c.own },
 		func(c candidate) bool { return c.live },
+		func(c candidate) bool { return c.back },
 		func(c candidate) bool { return slices.Contains(inUse, c.hop) },
 		func(c candidate) bool { return c.own },
 		func(candidate) bool { return true },
@@ -442,7 +445,7 @@ func (p *planner) members(cluster cables.Cluster, all []candidate, inUse []netst
 			}
 		}
 		if len(members) > 0 {
-			if i > 3 {
+			if i > 4 {
 				p.problem("cluster %s: no path to it is known to live", cluster.ID)
 			}
 			return members

@@ -188,6 +188,12 @@ func cases() map[string]Snapshot {
 			prefixes("fd00:9::/32")[0]: {{IPv6: true, Via: addrs("fd18::4")[0], Dev: "eth0"}, {IPv6: true, Via: addrs("fd18::77")[0], Dev: "eth0"}},
 		}
 	})
+	add("two-gateways-one-down-and-one-just-back", twoGateways, probed("c1.gw", liveness.Down, both), probed("c1.gw2", liveness.Recovering, both), func(s *Snapshot) {
+		s.InUse = map[netip.Prefix][]netstate.Nexthop{
+			prefixes("10.9.0.0/16")[0]: {{Via: addrs("172.18.0.4")[0], Dev: "eth0"}},
+			prefixes("fd00:9::/32")[0]: {{IPv6: true, Via: addrs("fd18::4")[0], Dev: "eth0"}},
+		}
+	})
 	add("among-gateways", amongGateways, probed("c1.n1", liveness.Up, both), probed("c1.gw", liveness.Up, both))
 	add("among-gateways-strict-filter", amongGateways, func(s *Snapshot) { s.RPFilterAll = 1 }, probed("c1.n1", liveness.Up, up("c2.gw2")), probed("c1.gw", liveness.Up, both))
 	add("among-gateways-own-cables-down", amongGateways, probed("c1.n1", liveness.Up, up()), probed("c1.gw", liveness.Up, both))
@@ -198,6 +204,7 @@ func cases() map[string]Snapshot {
 	add("segment-drops-pods-tunnel-not-proven", proven(liveness.Up, liveness.Down, liveness.Unknown))
 	add("segment-never-proven-and-no-tunnel", proven(liveness.Up, liveness.Unknown, liveness.Unknown))
 	add("segment-drops-pods-since-a-moment", proven(liveness.Up, liveness.Down, liveness.Up), func(s *Snapshot) { s.Now = s.Now.Add(proofTime - time.Hour - 1) })
+	add("segment-just-back", proven(liveness.Recovering, liveness.Recovering, liveness.Up))
 	add("segment-dead", proven(liveness.Down, liveness.Down, liveness.Up))
 	add("segment-dropped-pods-and-is-not-proven-yet", proven(liveness.Up, liveness.Unknown, liveness.Up), func(s *Snapshot) {
 		s.Now = s.Now.Add(-time.Hour) // we have just begun, and the process before took the tunnel
@@ -367,7 +374,7 @@ func TestHealthMovesMembersOnly(t *testing.T) {
 					s.Paths[target] = health
 					continue
 				}
-				health := nodeprobe.Health{State: []liveness.State{liveness.Up, liveness.Down, liveness.Unknown}[random.IntN(3)]}
+				health := nodeprobe.Health{State: []liveness.State{liveness.Up, liveness.Down, liveness.Unknown, liveness.Recovering}[random.IntN(4)]}
 				if view := views[random.IntN(len(views))]; view != nil {
 					health.Seen = nodeprobe.SeenOf(*view)
 				}

@@ -14,7 +14,8 @@
 //     with losses. At 19 % loss that holds for 99.6 % of all seconds. At half of all lost it holds for a quarter, and a path
 //     goes down once in some minutes.
 //   - A path that flaps, which is one that was up for less than a minute when it goes down, has to answer for twice as long each
-//     time before it is up again: 2 s, 4 s and so on, to 30 s. A minute of being up forgives all.
+//     time before it is up again: 2 s, 4 s and so on, to 30 s. A minute of being up forgives all. While it answers for that time it is
+//     recovering: to be taken where there is nothing better.
 //   - Whoever is stopped (SIGSTOP, a starved processor) blames no path: probes that nobody could have seen answered are
 //     forgotten.
 package liveness
@@ -58,11 +59,12 @@ const (
 // State of a path.
 type State string
 
-// A path is Unknown until its first answer, and then Up or Down.
+// A path is Unknown until its first answer, and then Up or Down; or Recovering, which is down, but answers again.
 const (
-	Unknown State = "unknown"
-	Up      State = "up"
-	Down    State = "down"
+	Unknown    State = "unknown"
+	Up         State = "up"
+	Down       State = "down"
+	Recovering State = "recovering"
 )
 
 // Path is the liveness of one path. Make it with New. It is not safe for use by several goroutines at once.
@@ -129,8 +131,11 @@ func (p *Path) Probe(now time.Time) (sequence uint64, changed bool) {
 		p.newest, p.answered = p.sent, now
 	}
 	missed := p.missed(now)
-	if p.state == Up && missed >= downAfter {
-		p.flap(now)
+	if p.answers() && missed >= downAfter {
+		if p.state == Up {
+			p.flap(now)
+		}
+		p.steady = time.Time{}
 		p.set(Down, now)
 		p.newest = p.sent // what counts for the way up begins here
 		changed = true
@@ -140,7 +145,7 @@ func (p *Path) Probe(now time.Time) (sequence uint64, changed bool) {
 	switch {
 	case now.Sub(p.answered) > quiet:
 		p.next = now.Add(SlowPace)
-	case missed > 0 && p.state == Up:
+	case missed > 0 && p.answers():
 		p.next = now.Add(HastyPace)
 	case p.isShort():
 		p.next = now.Add(p.rtt + grace) // unless there is an answer by then
@@ -161,7 +166,7 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 	probe.answered, probe.void, p.answered = true, false, now
 	p.newest = max(p.newest, sequence)
 	// A probe from before the path was up may have waited for a handshake: its time is no round-trip time.
-	if p.state == Up && !probe.sent.Before(p.since) {
+	if p.state == Recovering || p.state == Up && !probe.sent.Before(p.since) {
 		p.measure(now.Sub(probe.sent))
 	}
 	switch {
@@ -170,13 +175,22 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 	case sequence == p.sent && p.isShort():
 		p.next = probe.sent.Add(Pace)
 	}
-	if p.state == Unknown || p.state == Down && p.stays(sequence, now) {
+	state := p.state
+	switch {
+	case p.state == Unknown || p.state != Up && p.stays(sequence, now):
 		p.set(Up, now)
-		p.rtt, p.first = 0, now.Sub(probe.sent)
-		return true
+	case p.state == Down && !p.steady.IsZero():
+		p.state = Recovering // still since it went down, which is what its way up is counted from
 	}
-	return false
+	if p.state == state {
+		return false
+	}
+	p.rtt, p.first = 0, now.Sub(probe.sent)
+	return true
 }
+
+// answers: its probes are answered, or were until a moment ago.
+func (p *Path) answers() bool { return p.state == Up || p.state == Recovering }
 
 func (p *Path) isShort() bool { return p.state == Up && p.rtt > 0 && p.rtt <= short }
 

@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -163,7 +164,7 @@ func TestItComesBackSlower(t *testing.T) {
 // A path that comes and goes is asked for longer and longer; one that stays for a minute has a clean slate.
 func TestWhatFlapsIsAskedForLonger(t *testing.T) {
 	for seed := range uint64(50) {
-		w := newWorld(seed).loss(0.05)
+		w := newWorld(seed).loss(0.03)
 		w.run(time.Second)
 		fail := func() (back time.Duration) {
 			t.Helper()
@@ -174,7 +175,7 @@ func TestWhatFlapsIsAskedForLonger(t *testing.T) {
 			}
 			w.dead = false
 			since := w.now
-			for w.path.State() == Down && w.now.Sub(since) < time.Minute {
+			for w.path.State() != Up && w.now.Sub(since) < time.Minute {
 				w.run(10 * time.Millisecond)
 			}
 			return w.now.Sub(since)
@@ -202,8 +203,46 @@ func TestFlappingWhileAsked(t *testing.T) {
 		w.dead = false
 		w.run(1500 * time.Millisecond)
 	}
-	// Up, down, up, and down again; from then on 2 s are never answered.
-	w.expect(t, Down, 4)
+	// From its second time on, 2 s are never answered.
+	if ups := strings.Count(strings.Join(w.changes, ","), "up at"); ups != 2 {
+		t.Errorf("it was up %d times: %v", ups, w.changes)
+	}
+}
+
+// What is asked for long is recovering meanwhile, also where the way has become longer; and down at once when it goes again.
+func TestRecovering(t *testing.T) {
+	for _, rtt := range []time.Duration{time.Millisecond, 400 * time.Millisecond} {
+		for seed := range uint64(50) {
+			w := newWorld(seed).loss(0.1)
+			for range 4 {
+				for w.path.State() != Up {
+					w.run(10 * time.Millisecond)
+				}
+				w.run(time.Second)
+				w.dead = true
+				w.run(time.Second)
+				w.dead = false
+			}
+			w.rtt = func() time.Duration { return rtt }
+			w.run(2*time.Second + 2*rtt)
+			if w.path.State() != Recovering {
+				t.Fatalf("it is %s after %v", w.path.State(), w.changes)
+			}
+			changes := len(w.changes)
+			w.run(2 * time.Second)
+			w.expect(t, Recovering, changes)
+			died := w.now
+			w.dead, w.answers = true, nil
+			w.run(time.Second + 2*rtt)
+			w.expect(t, Down, changes+1)
+			if took := w.path.Since().Sub(died); took > 300*time.Millisecond+2*rtt {
+				t.Errorf("round-trip time %s: down after %s", rtt, took)
+			}
+			w.dead = false
+			w.run(time.Minute)
+			w.expect(t, Up, changes+3)
+		}
+	}
 }
 
 // A path that answers now and then does not come back.

@@ -20,7 +20,7 @@ func (w *world) resolve() (resolvers []*traffic.Process, err error) {
 		return w.resolvers, nil
 	}
 	for _, s := range w.sides {
-		server, err := w.Teller.Output(w.ctx, "kubectl --context "+s.Cluster+" -n kube-system get service kube-dns -o jsonpath='{.spec.ClusterIP}'")
+		server, err := w.Teller.Output(w.ctx, "kubectl --context "+s.Cluster+" -n kube-system get service kube-dns -o jsonpath='{.spec.clusterIP}'")
 		if err != nil {
 			return nil, err
 		}

@@ -32,8 +32,9 @@ var ways = []way{
 		func(*bench, *lab.Node) error { return nil }},
 }
 
+// kubectl has the context last: a plugin's name comes before any flag.
 func (b *bench) kubectl(n *lab.Node, line string) error {
-	_, err := b.Teller.Output(b.ctx, "kubectl --context "+clusters.ClusterOf(n)+" "+line)
+	_, err := b.Teller.Output(b.ctx, "kubectl "+line+" --context "+clusters.ClusterOf(n))
 	return err
 }
 
