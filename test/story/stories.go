@@ -13,8 +13,16 @@ const (
 	serviceB = "whereami-ss.sample.svc.clusterset.local"
 )
 
-// families are the two of them: the type of address record, and curl's flag.
-var families = []struct{ name, record, flag string }{{"IPv4", "A", "-4"}, {"IPv6", "AAAA", "-6"}}
+// family of addresses: the type of its DNS record, and curl's flag.
+type family struct{ name, record, flag string }
+
+// familyOf an address.
+func familyOf(address netip.Addr) family {
+	if address.Is4() {
+		return family{"IPv4", "A", "-4"}
+	}
+	return family{"IPv6", "AAAA", "-6"}
+}
 
 // curl is a command line in c1's client pod that asks a name a number of times.
 func curl(flag, host string, times int) string {
@@ -103,7 +111,7 @@ func (t *Teller) Export(ctx context.Context) error {
 	return inOrder(
 		t.title("A2. Export it in c2"),
 		t.run(ctx, "kubectl service --context c2 -n sample export whereami-cs --wait"),
-		t.until(ctx, "a new export answered in the other cluster", dig(serviceA, "A"), func(out string) error {
+		t.until(ctx, "a new export answered in the other cluster", dig(serviceA, t.families[0].record), func(out string) error {
 			_, err := netip.ParseAddr(strings.TrimSpace(out))
 			return err
 		}),
@@ -124,14 +132,18 @@ func (t *Teller) Reach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(client) != 2 || len(imported) != 2 {
+	if len(client) != len(t.families) || len(imported) != len(t.families) {
 		return fmt.Errorf("the client has addresses %q and the import %q: want one of each family", client, imported)
 	}
+	var names []string
+	for _, family := range t.families {
+		names = append(names, family.name)
+	}
 	steps := []step{
-		t.title("A3. From a pod in c1: the name resolves, c2's pods answer and see the pod's own address, over IPv4 and IPv6"),
+		t.title("A3. From a pod in c1: the name resolves, c2's pods answer and see the pod's own address, over " + strings.Join(names, " and ")),
 		t.until(ctx, "", inClient("c1", "nslookup "+serviceA), has(imported...)),
 	}
-	for n, family := range families {
+	for n, family := range t.families {
 		steps = append(steps,
 			t.until(ctx, "", dig(serviceA, family.record), lines(imported[n])),
 			t.until(ctx, "", curl(family.flag, serviceA, 6), from("c2", client...)))
@@ -151,7 +163,7 @@ func (t *Teller) LocalFirst(ctx context.Context) error {
 		t.run(ctx, "kubectl --context c1 -n sample rollout status deployment/whereami --timeout 60s"),
 		t.run(ctx, "kubectl service --context c1 -n sample export whereami-cs --wait"),
 	}
-	for _, family := range families {
+	for _, family := range t.families {
 		steps = append(steps,
 			t.until(ctx, "", curl(family.flag, serviceA, 6), from("c1", client...)),
 			// A cluster's own address of the service is balanced there, by its kube-proxy, which may put its node's address
@@ -159,14 +171,14 @@ func (t *Teller) LocalFirst(ctx context.Context) error {
 			t.until(ctx, "", curl(family.flag, "c2."+serviceA, 3), inCluster("c2")))
 	}
 	steps = append(steps, t.run(ctx, "kubectl --context c1 -n sample scale deployment/whereami --replicas 0"))
-	steps = append(steps, t.until(ctx, "local pods scaled away, the other cluster's answer", curl("-4", serviceA, 1), from("c2", client...)))
-	for _, family := range families {
+	steps = append(steps, t.until(ctx, "local pods scaled away, the other cluster's answer", curl(t.families[0].flag, serviceA, 1), from("c2", client...)))
+	for _, family := range t.families {
 		steps = append(steps, t.until(ctx, "", curl(family.flag, serviceA, 6), from("c2", client...)))
 	}
 	steps = append(steps,
 		t.run(ctx, "kubectl --context c1 -n sample scale deployment/whereami --replicas 3"),
 		t.run(ctx, "kubectl --context c1 -n sample rollout status deployment/whereami --timeout 60s"))
-	for _, family := range families {
+	for _, family := range t.families {
 		steps = append(steps, t.until(ctx, "", curl(family.flag, serviceA, 6), from("c1", client...)))
 	}
 	return inOrder(steps...)
@@ -177,7 +189,7 @@ func (t *Teller) LocalFirst(ctx context.Context) error {
 func (t *Teller) Affinity(ctx context.Context) error {
 	const annotate = "kubectl --context c2 -n sample annotate serviceexport whereami-cs "
 	each := func(check func(string) error) (steps []step) {
-		for _, family := range families {
+		for _, family := range t.families {
 			steps = append(steps, t.until(ctx, "", curl(family.flag, serviceA, 6), check))
 		}
 		return steps
@@ -206,13 +218,13 @@ func (t *Teller) BalancedByDNS(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if len(own[cluster]) != len(families) {
+		if len(own[cluster]) != len(t.families) {
 			return fmt.Errorf("the service in %s has the addresses %q", cluster, own[cluster])
 		}
 	}
 	const ips = "kubectl --context c1 -n sample get serviceimport whereami-cs -o jsonpath='{.spec.ips[*]}'"
 	served := func(cluster string) (steps []step) {
-		for _, family := range families {
+		for _, family := range t.families {
 			for _, address := range own[cluster] {
 				if strings.Contains(address, ":") == (family.record == "AAAA") {
 					steps = append(steps, t.until(ctx, "", dig(serviceA, family.record), lines(address)))
@@ -237,12 +249,12 @@ func (t *Teller) BalancedByDNS(ctx context.Context) error {
 	steps = append(steps,
 		t.run(ctx, "kubectl fastnet --context c1 broker deploy --balance ip"),
 		t.until(ctx, "", ips, func(out string) error {
-			if n := len(strings.Fields(out)); n != len(families) {
+			if n := len(strings.Fields(out)); n != len(t.families) {
 				return fmt.Errorf("%d clusterset IPs", n)
 			}
 			return nil
 		}))
-	for _, family := range families {
+	for _, family := range t.families {
 		steps = append(steps, t.until(ctx, "", curl(family.flag, serviceA, 3), inCluster("c1")))
 	}
 	return inOrder(steps...)
@@ -254,9 +266,9 @@ func (t *Teller) Unexport(ctx context.Context) error {
 		t.title("A5. Un-export in c2: c1's pods remain. Un-export in c1: the name is gone"),
 		t.run(ctx, "kubectl service --context c2 -n sample unexport whereami-cs"),
 		t.until(ctx, "", "kubectl --context c1 -n sample get serviceimport whereami-cs -o jsonpath='{.status.clusters[*].cluster}'", lines("c1")),
-		t.until(ctx, "", dig("c2."+serviceA, "A"), lines()),
+		t.until(ctx, "", dig("c2."+serviceA, t.families[0].record), lines()),
 	}
-	for _, family := range families {
+	for _, family := range t.families {
 		steps = append(steps, t.until(ctx, "", curl(family.flag, serviceA, 6), inCluster("c1")))
 	}
 	return inOrder(append(steps,
@@ -286,7 +298,7 @@ func (t *Teller) Headless(ctx context.Context) error {
 		return err
 	}
 	var steps []step
-	for n, family := range families {
+	for n, family := range t.families {
 		pods, err := t.addresses(ctx, fmt.Sprintf("kubectl --context c2 -n sample get pods -l app=whereami-ss "+
 			"-o jsonpath='{.items[*].status.podIPs[%d].ip}'", n))
 		if err != nil {

@@ -31,8 +31,9 @@ type Teller struct {
 	// Took notes how long what a user would wait for took.
 	Took []Measure
 
-	dir string   // holds the manifests and invitations that commands name
-	env []string // with the built programs first in PATH, and both clusters as contexts of KUBECONFIG
+	families []family // that the clusters have, IPv4 first
+	dir      string   // holds the manifests and invitations that commands name
+	env      []string // with the built programs first in PATH, and both clusters as contexts of KUBECONFIG
 }
 
 // Measure is a time that a story took note of.
@@ -54,7 +55,11 @@ func New(l *lab.Lab, dist, dir string, out io.Writer) (*Teller, error) {
 	for _, c := range l.Clusters() {
 		kubeconfigs = append(kubeconfigs, c.Kubeconfig())
 	}
-	return &Teller{Out: out, dir: dir, env: append(os.Environ(),
+	var families []family
+	for _, pods := range l.Clusters()[0].Pods() {
+		families = append(families, familyOf(pods.Addr()))
+	}
+	return &Teller{Out: out, families: families, dir: dir, env: append(os.Environ(),
 		"PATH="+strings.Join([]string{filepath.Join(dist, "bin"), filepath.Join(dist, "lab", "bin"), os.Getenv("PATH")}, ":"),
 		"KUBECONFIG="+strings.Join(kubeconfigs, ":"),
 	)}, nil
