@@ -174,7 +174,7 @@ func everyFamilyCarries(t *testing.T, w *world) {
 		e.deploy("c2", "server", "whereami")
 		e.service("c2", selecting("server"))
 		e.export("c2")
-		e.client()
+		e.clients()
 		for _, ip := range e.imported("c1", fromClusters("c2")).Spec.IPs {
 			e.reaches(familyOf(ip), ip, e.name("clusterset.local"))
 		}
@@ -186,7 +186,7 @@ func everyFamilyCarries(t *testing.T, w *world) {
 		e.create("c2", server)
 		e.service("c2", headless, selecting("server"))
 		e.export("c2")
-		e.client()
+		e.clients()
 		e.imported("c1", fromClusters("c2"))
 		for _, ip := range e.podAddresses("c2", "server", len(w.families)) {
 			for _, name := range []string{e.name("clusterset.local"), "first.c2." + e.name("clusterset.local")} {
@@ -195,6 +195,18 @@ func everyFamilyCarries(t *testing.T, w *world) {
 			}
 		}
 	})
+}
+
+// clients are the client pod, and a pod on every node: a node speaks to other clusters from the address that it has towards its pods,
+// which with most CNIs it has only where there are any.
+func (e *scene) clients() {
+	e.t.Helper()
+	e.client()
+	for _, node := range e.lab.Cluster("c1").Nodes() {
+		company := e.deployment("company-"+node.Role(), "toolbox", "sleep", "infinity")
+		company.Spec.Template.Spec.NodeName = node.Name()
+		e.create("c1", company)
+	}
 }
 
 func selecting(app string) changeService {
