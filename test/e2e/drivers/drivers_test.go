@@ -23,9 +23,11 @@ func TestDrivers(t *testing.T) {
 	for _, c := range []struct {
 		name, shown string
 		join        []string
+		families    lab.Families
 	}{
-		{"ipsec", "ipsec (userspace ESP)", []string{"--driver=ipsec"}},
-		{"vxlan", "vxlan", []string{"--driver=vxlan", "--allow-unencrypted"}},
+		// Over IPv6 alone: where gateways have both families, their packets go over IPv4.
+		{"ipsec", "ipsec (userspace ESP)", []string{"--driver=ipsec"}, lab.IPv6},
+		{"vxlan", "vxlan", []string{"--driver=vxlan", "--allow-unencrypted"}, lab.Dual},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dist, err := filepath.Abs("../../../dist")
@@ -43,7 +45,7 @@ func TestDrivers(t *testing.T) {
 				}
 			})
 			config := lab.DefaultConfig(dist)
-			config.Workers, config.Install, config.Join = 1, true, c.join
+			config.Workers, config.Families, config.Install, config.Join = 1, c.families, true, c.join
 			clusters, err := lab.Up(ctx, config)
 			if err != nil {
 				t.Fatal(err)
