@@ -40,6 +40,7 @@ const (
 // tender keeps charon as it should be.
 type tender struct {
 	config Config
+	esp    esp
 	key    ed25519.PrivateKey
 	own    netip.Addr
 	kick   chan struct{}
@@ -61,8 +62,8 @@ type tender struct {
 	underway map[string]bool // attempts, by link
 }
 
-func newTender(c Config, key ed25519.PrivateKey) *tender {
-	return &tender{config: c, key: key, own: Address(public(key)), kick: make(chan struct{}, 1), done: make(chan struct{}),
+func newTender(c Config, e esp, key ed25519.PrivateKey) *tender {
+	return &tender{config: c, esp: e, key: key, own: Address(public(key)), kick: make(chan struct{}, 1), done: make(chan struct{}),
 		missing: map[string]time.Time{}, underway: map[string]bool{}}
 }
 
@@ -156,7 +157,7 @@ func (t *tender) tend(ctx context.Context) error {
 		}
 		t.charon = charon
 	}
-	if text := swanctlConf(t.config, self, t.own, peers); text != t.loaded {
+	if text := swanctlConf(t.config, t.esp, self, t.own, peers); text != t.loaded {
 		if err := t.load(ctx, text, peers); err != nil {
 			return err
 		}
@@ -330,7 +331,11 @@ func (t *tender) run(ctx context.Context) (*process, error) {
 	if i < 0 {
 		return nil, fmt.Errorf("strongSwan's charon is in none of %v: install it, with swanctl and the plugin kernel-libipsec", places())
 	}
-	if err := t.write("strongswan.conf", strongswanConf(t.config)); err != nil {
+	if err := t.write("strongswan.conf", strongswanConf(t.config, t.esp)); err != nil {
+		return nil, err
+	}
+	// What one before it has left in the kernel, this one knows nothing of.
+	if err := sweepESP(); err != nil {
 		return nil, err
 	}
 	clearPIDFile()

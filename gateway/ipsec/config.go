@@ -11,10 +11,13 @@ import (
 )
 
 // strongswanConf is for charon and swanctl. Only the plugins that are named are loaded: nothing that would write resolv.conf,
-// hand out addresses or ask anybody.
-func strongswanConf(c Config) string {
+// hand out addresses or ask anybody. Of the two that do ESP the first one that is loaded does it.
+func strongswanConf(c Config, e esp) string {
 	return fmt.Sprintf(`charon {
-  load = random nonce openssl hmac kdf pem pkcs1 pkcs8 pubkey kernel-libipsec kernel-netlink socket-default vici
+  load = random nonce openssl hmac kdf pem pkcs1 pkcs8 pubkey %skernel-netlink socket-default vici
+  # By these what this charon has begun in the kernel is known to be ours.
+  spi_min = %#x
+  spi_max = %#x
   # Everything goes over the second one, see DefaultPort; 0 is any.
   port = 0
   port_nat_t = %d
@@ -27,6 +30,10 @@ func strongswanConf(c Config) string {
   retransmit_base = 1.4
   retransmit_tries = 3
   plugins {
+    kernel-netlink {
+      # The kernel's own default: nothing is changed there.
+      xfrm_acq_expires = 30
+    }
     vici {
       socket = %s
     }
@@ -42,13 +49,17 @@ func strongswanConf(c Config) string {
 swanctl {
   load = random openssl pem pkcs1 pkcs8 pubkey
 }
-`, c.Port, c.socket())
+`, map[esp]string{userspaceESP: "kernel-libipsec "}[e], uint32(spiMin), uint32(spiMax), c.Port, c.socket())
 }
 
 func (c Config) socket() string { return "unix://" + filepath.Join(c.RunDir, "vici") }
 
 // swanctlConf is all connections. A connection bears the name of its segment's device, which is made from the peer's name.
-func swanctlConf(c Config, self string, own netip.Addr, peers []peer) string {
+func swanctlConf(c Config, e esp, self string, own netip.Addr, peers []peer) string {
+	device := ""
+	if e == kernelESP {
+		device = fmt.Sprintf("\n        if_id_in = %#x\n        if_id_out = %#x", ifID, ifID)
+	}
 	var b strings.Builder
 	b.WriteString("connections {\n")
 	for _, p := range sorted(peers) {
@@ -84,14 +95,14 @@ func swanctlConf(c Config, self string, own netip.Addr, peers []peer) string {
         local_ts = %s/128
         remote_ts = %s/128
         esp_proposals = aes256gcm16-x25519
-        mode = tunnel
+        mode = tunnel%s
         dpd_action = clear
         close_action = none
         start_action = none
       }
     }
   }
-`, p.Endpoint, p.Link, c.Port, remote, p.remote().Port(), self, p.Endpoint, p.Link, p.Link, own, p.inner)
+`, p.Endpoint, p.Link, c.Port, remote, p.remote().Port(), self, p.Endpoint, p.Link, p.Link, own, p.inner, device)
 	}
 	b.WriteString("}\n")
 	return b.String()

@@ -11,6 +11,10 @@
 // Behind the tunnels stands a blackhole for all those addresses: without a tunnel nothing leaves this node, in clear least of
 // all. And what comes for a segment's port by another way than its tunnel is dropped by the guard of the segments.
 //
+// ESP is the kernel's where it has all that is needed, else charon's own (esp.go). Either way there is a device to which the inner
+// addresses are routed, and from which alone segments take packets: an XFRM device of the kernel's, or charon's TUN device. So a packet
+// never depends on policies alone. They would let it pass in clear where there is none; the device drops it.
+//
 // IKEv2 with raw Ed25519 keys, each pinned to its peer; no certificate, no shared secret. Where the connections should be is
 // text for swanctl, loaded whole on every change; who should initiate and has not is done here, see tend.
 package ipsec
@@ -53,19 +57,18 @@ func Overhead(peer netip.Addr) int {
 }
 
 const (
-	// tunMTU is that of charon's own TUN device, and segmentMTU what is left of it inside a segment.
-	tunMTU     = 1400
-	segmentMTU = tunMTU - 70
+	// tunMTU is that of charon's own TUN device, and segmentHeader what a segment takes of a packet.
+	tunMTU, segmentHeader = 1400, 70
 	// tunnels begin the names of charon's TUN devices.
 	tunnels = "ipsec"
-	// inner is the device that has this gateway's address inside the tunnels. Nothing goes through it. Its name does not begin
-	// as those of the segments do: they have an owner of their own.
+	// inner is the device that has this gateway's address inside the tunnels. With ESP in the kernel it is the XFRM device that leads into
+	// them, else nothing goes through it. Its name does not begin as those of the segments do: they have an owner of their own.
 	inner = "fastnet-esp"
 	// table and protocol of the one route: the main table, since it is for what this node itself sends; and 249 (0xF9) beside
 	// the route agent's 250, which sweeps what has its own mark.
 	table, protocol = 254, 249
-	// blackholeMetric is higher than that of charon's routes.
-	blackholeMetric = 4096
+	// blackholeMetric is higher than that of charon's routes, and of the one to the XFRM device.
+	routeMetric, blackholeMetric = 1024, 4096
 )
 
 // Config of the driver.
@@ -78,7 +81,9 @@ type Config struct {
 	RunDir string
 	// Port (UDP) of IKE.
 	Port uint16
-	Log  *slog.Logger
+	// Userspace has charon encrypt even where the kernel has ESP.
+	Userspace bool
+	Log       *slog.Logger
 }
 
 // Driver is a cable.Driver. Make it with New.
@@ -88,6 +93,7 @@ type Driver struct {
 	kernel   *netstate.Kernel
 
 	mu     sync.Mutex
+	esp    esp     // unknownESP until the first Apply
 	tender *tender // nil while there is no peer
 }
 
@@ -177,6 +183,51 @@ func readKeys(all []cable.Peer, own ed25519.PublicKey) (peers []peer, problems [
 	return peers, problems
 }
 
+// decideESP finds out once who encrypts.
+func (d *Driver) decideESP() error {
+	if d.esp != unknownESP {
+		return nil
+	}
+	if d.config.Userspace {
+		d.esp = userspaceESP
+		return nil
+	}
+	is, lacks, err := detectESP(inner + "-try") // our prefix: if we are killed here, the next Apply sweeps it
+	if err != nil {
+		return err
+	}
+	d.esp = is
+	d.config.Log.Info("who encrypts", "driver", string(is), "kernel-lacks", lacks)
+	return nil
+}
+
+// plan is the kernel's side: the device with this gateway's inner address, the way to all others, and the segments.
+func plan(e esp, own netip.Addr, peers []peer) (netstate.State, []vxlan.Segment) {
+	device := netstate.Link{Name: inner, Kind: netstate.KindTUN, MTU: tunMTU, Addresses: []netip.Prefix{netip.PrefixFrom(own, 128)}}
+	// The blackhole stands before the first tunnel.
+	routes := []netstate.Route{{Dst: cables.Inner(), Blackhole: true, Metric: blackholeMetric}}
+	from := tunnels + "+"
+	if e == kernelESP {
+		device.Kind, device.IfID, from = netstate.KindXFRM, ifID, inner
+		routes = append(routes, netstate.Route{Dst: cables.Inner(), Dev: inner, Metric: routeMetric})
+	}
+	var segments []vxlan.Segment
+	for _, peer := range peers {
+		if !peer.Address.IsValid() {
+			continue
+		}
+		segment := vxlan.Segment{Peer: peer.Peer, Local: own, From: from}
+		segment.Address = netip.AddrPortFrom(peer.inner, peer.Address.Port())
+		if e == kernelESP { // whatever a segment sends fits. It is never less than IPv6 must have, or the kernel takes the address away
+			device.MTU = max(device.MTU, segment.MTU+segmentHeader)
+		} else {
+			segment.MTU = min(segment.MTU, tunMTU-segmentHeader)
+		}
+		segments = append(segments, segment)
+	}
+	return netstate.State{Links: []netstate.Link{device}, Routes: routes}, segments
+}
+
 // Apply makes the kernel's side and tells charon's tender. What is wrong with one peer is no reason not to serve the others.
 func (d *Driver) Apply(ctx context.Context, c cable.Config) error {
 	d.mu.Lock()
@@ -185,40 +236,28 @@ func (d *Driver) Apply(ctx context.Context, c cable.Config) error {
 	if err != nil {
 		return err
 	}
+	if err := d.decideESP(); err != nil {
+		return err
+	}
 	peers, problems := readKeys(c.Peers, public(key))
-	own := Address(public(key))
-	// The blackhole stands before the first tunnel.
-	changes, err := d.kernel.Apply(ctx, netstate.State{
-		Links:  []netstate.Link{{Name: inner, Kind: netstate.KindTUN, MTU: tunMTU, Addresses: []netip.Prefix{netip.PrefixFrom(own, 128)}}},
-		Routes: []netstate.Route{{Dst: cables.Inner(), Blackhole: true, Metric: blackholeMetric}},
-	})
+	want, segments := plan(d.esp, Address(public(key)), peers)
+	changes, err := d.kernel.Apply(ctx, want)
 	if len(changes) > 0 {
-		d.config.Log.Info("tunnels' own address and blackhole", "changes", changes)
+		d.config.Log.Info("tunnels' own address and routes", "changes", changes)
 	}
 	if err != nil {
 		return errors.Join(append(problems, err)...)
 	}
-	var segments []vxlan.Segment
-	for _, peer := range peers {
-		if !peer.Address.IsValid() {
-			continue
-		}
-		segment := vxlan.Segment{Peer: peer.Peer, Local: own, From: tunnels + "+"}
-		segment.Address = netip.AddrPortFrom(peer.inner, peer.Address.Port())
-		segment.MTU = min(segment.MTU, segmentMTU)
-		segments = append(segments, segment)
-	}
 	problems = append(problems, d.segments.Apply(ctx, c.Self, segments))
 	switch {
 	case len(peers) > 0 && d.tender == nil:
-		d.tender = newTender(d.config, key)
+		d.tender = newTender(d.config, d.esp, key)
 		d.tender.set(c.Self, peers)
 		d.tender.start()
 	case len(peers) > 0:
 		d.tender.set(c.Self, peers)
-	case d.tender != nil:
-		problems = append(problems, d.tender.stop())
-		d.tender = nil
+	default:
+		problems = append(problems, d.endTender(), sweepESP())
 	}
 	if d.tender != nil {
 		problems = append(problems, d.tender.problem())
@@ -230,7 +269,7 @@ func (d *Driver) Apply(ctx context.Context, c cable.Config) error {
 func (d *Driver) Report(context.Context) (cable.Report, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	report := cable.Report{Driver: cables.IPsec + " (userspace ESP)"}
+	report := cable.Report{Driver: cmp.Or(string(d.esp), cables.IPsec)}
 	if d.tender == nil {
 		return report, nil
 	}
@@ -249,14 +288,19 @@ func (d *Driver) Report(context.Context) (cable.Report, error) {
 // Remove takes everything away, also what a process before this one has made.
 func (d *Driver) Remove(ctx context.Context) error {
 	err := d.Close()
-	_, kernelErr := d.kernel.Apply(ctx, netstate.State{})
-	return errors.Join(err, d.segments.Remove(ctx), kernelErr, keyfile.Remove(d.config.KeyFile))
+	segmentsErr := d.segments.Remove(ctx)
+	_, kernelErr := d.kernel.Apply(ctx, netstate.State{}) // after the segments: what they still send is dropped in the tunnels' device
+	return errors.Join(err, segmentsErr, sweepESP(), kernelErr, keyfile.Remove(d.config.KeyFile))
 }
 
 // Close ends charon, which tells its peers. Segments and blackhole stay.
 func (d *Driver) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.endTender()
+}
+
+func (d *Driver) endTender() error {
 	if d.tender == nil {
 		return nil
 	}

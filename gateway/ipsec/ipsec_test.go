@@ -4,9 +4,11 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	"flag"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,6 +19,7 @@ import (
 	"github.com/fastnet-io/fastnet/gateway/cable"
 	"github.com/fastnet-io/fastnet/gateway/vxlan"
 	"github.com/fastnet-io/fastnet/internal/cables"
+	"github.com/fastnet-io/fastnet/internal/netstate"
 	"github.com/fastnet-io/fastnet/test/netns"
 )
 
@@ -62,13 +65,41 @@ func TestConfigurationIsText(t *testing.T) {
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
-	golden(t, "strongswan.conf", strongswanConf(testConfig()))
-	golden(t, "swanctl.conf", swanctlConf(testConfig(), "c1.gw", Address(key(1)), peers))
+	for suffix, e := range map[string]esp{"": userspaceESP, "-kernel": kernelESP} {
+		golden(t, "strongswan"+suffix+".conf", strongswanConf(testConfig(), e))
+		golden(t, "swanctl"+suffix+".conf", swanctlConf(testConfig(), e, "c1.gw", Address(key(1)), peers))
+	}
 	text, err := pubPEM(key(2))
 	if err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "peer.pem", text)
+}
+
+// Who encrypts decides which device leads into the tunnels, what segments take packets from, and what fits.
+func TestPlan(t *testing.T) {
+	all := []cable.Peer{cablePeer("c2.a", 2, "192.0.2.9:51820"), cablePeer("c2.b", 4, ""), cablePeer("c3.x", 3, "[2001:db8::9]:51821")}
+	for i, mtu := range []int{8864, 1500, 1124} { // a jumbo line, an unknown one, and the least that IPv6 allows
+		all[i].MTU = mtu
+	}
+	peers, problems := readKeys(all, key(1))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	for who, e := range map[string]esp{"userspace": userspaceESP, "kernel": kernelESP} {
+		for name, peers := range map[string][]peer{"none": nil, "peers": peers} {
+			state, segments := plan(e, Address(key(1)), peers)
+			scope := netstate.Scope{LinkPrefix: inner, Table: table, Protocol: protocol}
+			if err := state.Validate(scope); err != nil {
+				t.Error(err)
+			}
+			text := state.Text(scope)
+			for _, s := range segments {
+				text += fmt.Sprintf("# segment %s: mtu %d, %s > %s, from %s\n", s.Link, s.MTU, s.Local, s.Address, s.From)
+			}
+			golden(t, who+"-"+name+".txt", text)
+		}
+	}
 }
 
 // A peer with no key, with another's or with ours has no cable, and the others have theirs.
@@ -168,6 +199,92 @@ func TestRemoveFindsWhatIsLeft(t *testing.T) {
 	}
 	if _, err := os.Stat(c.KeyFile); !os.IsNotExist(err) {
 		t.Errorf("the key is still there (%v)", err)
+	}
+}
+
+// requireESP skips the test where the kernel has not what tunnels need.
+func requireESP(t *testing.T) {
+	t.Helper()
+	netns.RequireKernel(t, "ESP", `ip link add try type xfrm if_id 7
+		ip xfrm state add src ::1 dst ::1 proto esp spi 7 mode tunnel aead 'rfc4106(gcm(aes))' 0x$(printf %072d 1) 128 encap espinudp 4500 4500 ::`)
+}
+
+const xfrmState = "ip -d link show type xfrm; ip xfrm state; ip xfrm policy"
+
+// A kernel that has ESP is known by trying, and the try leaves nothing.
+func TestKernelESPIsDetected(t *testing.T) {
+	requireESP(t)
+	before := netns.Sh(t, xfrmState)
+	if is, lacks, err := detectESP(inner + "-try"); is != kernelESP || lacks != nil || err != nil {
+		t.Errorf("it is %q, lacks %v, error %v", is, lacks, err)
+	}
+	if diff := cmp.Diff(before, netns.Sh(t, xfrmState)); diff != "" {
+		t.Errorf("-before +after:\n%s", diff)
+	}
+}
+
+// One that has not is known as well.
+func TestKernelWithoutESP(t *testing.T) {
+	netns.RequireRoot(t)
+	if _, err := exec.Command("unshare", "--net", "ip", "link", "add", "try", "type", "xfrm", "if_id", "7").CombinedOutput(); err == nil {
+		t.Skip("this kernel has it")
+	}
+	if is, lacks, err := detectESP(inner + "-try"); is != userspaceESP || lacks == nil || err != nil {
+		t.Errorf("it is %q, lacks %v, error %v", is, lacks, err)
+	}
+}
+
+// What a charon that was killed has left goes, half-made tunnels too; the IPsec of others stays. And with the device there and no
+// policy, nothing for an inner address leaves.
+func TestKernelESPIsSwept(t *testing.T) {
+	requireESP(t)
+	netns.Sh(t, `ip link set lo up; ip link add uplink type dummy; ip link set uplink up; ip addr add 192.0.2.1/24 dev uplink; ip addr add fd98::1/64 dev uplink nodad
+		ip -6 route add default dev uplink; ip6tables-nft -t mangle -A POSTROUTING -d fd46:4153:544e::/48 -o uplink`)
+	t.Cleanup(func() {
+		netns.Sh(t, "ip xfrm state flush; ip xfrm policy flush; ip link del uplink; ip6tables-nft -t mangle -F POSTROUTING")
+	})
+	add := func(spi, ifID, selector string) string {
+		return fmt.Sprintf(`ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi %s reqid 1 mode tunnel aead 'rfc4106(gcm(aes))' 0x%072d 128 %s
+			ip xfrm policy add src %s dst %s dir out %s tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 1 mode tunnel
+			`, spi, 1, ifID, selector, selector, ifID)
+	}
+	netns.Sh(t, add("0x1001", "", "fd99::/64")+add("0x1002", "if_id 0x7", "fd99::/64"))
+	before := netns.Sh(t, xfrmState)
+	ours := fmt.Sprintf("if_id %#x", ifID)
+	netns.Sh(t, add("0x1003", ours, "fd46:4153:544e::1/128")+add("0x1004", ours, "fd46:4153:544e::2/128")+
+		fmt.Sprintf("ip xfrm state allocspi src 192.0.2.2 dst 192.0.2.1 proto esp mode tunnel min %#x max %#x", spiMin+1, spiMin+1))
+	if during := netns.Sh(t, xfrmState); strings.Count(during, ours) != 4 || !strings.Contains(during, "0xfa570001") {
+		t.Fatalf("ours is not there:\n%s", during)
+	}
+	c := testConfig()
+	c.LinkPrefix, c.ChainPrefix, c.RunDir = cables.LinkPrefix(cables.IPsec), "FNIPSEC-", filepath.Join(t.TempDir(), "run")
+	c.KeyFile = filepath.Join(t.TempDir(), "ipsec.key")
+	d := New(c)
+	if err := d.Apply(t.Context(), cable.Config{Self: "c1.gw"}); err != nil {
+		t.Fatal(err)
+	}
+	device := "ip -d link show " + inner
+	if diff := cmp.Diff(before, strings.TrimPrefix(netns.Sh(t, xfrmState), netns.Sh(t, device))); diff != "" {
+		t.Errorf("-before +after a start:\n%s", diff)
+	}
+	left := func() string { // what has gone by another way than the device
+		netns.Sh(t, "for n in 1 2 3; do bash -c 'echo clear >/dev/udp/fd46:4153:544e::2/51820' || true; done")
+		return strings.TrimSpace(netns.Sh(t, "ip6tables-nft -t mangle -vnxL POSTROUTING | awk '/fd46/ {print $1}'"))
+	}
+	if n := left(); n != "0" {
+		t.Errorf("%s packets for an inner address have left", n)
+	}
+	if route := netns.Sh(t, "ip -6 route get fd46:4153:544e::2"); !strings.Contains(route, "dev "+inner) {
+		t.Errorf("an inner address is sent by %s", route)
+	}
+	if err := d.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, netns.Sh(t, xfrmState)); diff != "" {
+		t.Errorf("-before +removed:\n%s", diff)
+	}
+	if n := left(); n == "0" { // that is what it looks like
+		t.Error("without us a packet for such an address does not leave either: nothing was shown")
 	}
 }
 

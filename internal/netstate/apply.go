@@ -115,6 +115,9 @@ func observed(link netlink.Link) (Link, error) {
 		l.VXLAN = VXLAN{ID: vxlan.VxlanId, Port: vxlan.Port, Local: local.Unmap()}
 		l.MAC = link.Attrs().HardwareAddr.String()
 	}
+	if xfrm, ok := link.(*netlink.Xfrmi); ok {
+		l.IfID = xfrm.Ifid
+	}
 	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return Link{}, ignoring(gone, err, "list addresses of %s", l.Name)
@@ -140,7 +143,7 @@ func (k *Kernel) makeLinks(_ context.Context, want State) (changes []string, err
 			if is.String() == wanted.String() && have[i].Attrs().Flags&net.FlagUp != 0 {
 				continue
 			}
-			if is.Kind != wanted.Kind || is.VXLAN != wanted.VXLAN {
+			if is.Kind != wanted.Kind || is.VXLAN != wanted.VXLAN || is.IfID != wanted.IfID {
 				errs = append(errs, ignoring(gone, netlink.LinkDel(have[i]), "remove link %s", wanted.Name))
 				changes = append(changes, "- "+is.String())
 			} else {
@@ -178,6 +181,8 @@ func makeLink(want Link, old *Link) error {
 			link = &netlink.Wireguard{LinkAttrs: attrs}
 		case KindTUN:
 			link = &netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TUN, Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR}
+		case KindXFRM:
+			link = &netlink.Xfrmi{LinkAttrs: attrs, Ifid: want.IfID}
 		default:
 			return fmt.Errorf("make link %s: unknown kind %q", want.Name, want.Kind)
 		}

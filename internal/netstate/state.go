@@ -52,6 +52,8 @@ const (
 	// KindTUN is a persistent TUN device with packet offloads (IFF_VNET_HDR): it and its routes outlive the process that
 	// reads it.
 	KindTUN = "tun"
+	// KindXFRM is a device that gives what is routed to it to the kernel's IPsec, and drops what that has no policy for.
+	KindXFRM = "xfrm"
 )
 
 // Link is a virtual device, up.
@@ -66,6 +68,8 @@ type Link struct {
 	Addresses []netip.Prefix
 	// VXLAN is set for that kind only.
 	VXLAN VXLAN
+	// IfID of an XFRM device is that of the policies and states that count there, and nowhere else.
+	IfID uint32
 }
 
 // VXLAN is a VXLAN device that learns nothing: all it knows is written into it.
@@ -80,6 +84,9 @@ func (l Link) String() string {
 	fmt.Fprintf(&b, "%s: mtu %d %s", l.Name, l.MTU, l.Kind)
 	if l.Kind == KindVXLAN {
 		fmt.Fprintf(&b, " id %d local %s dstport %d nolearning link/ether %s", l.VXLAN.ID, l.VXLAN.Local, l.VXLAN.Port, l.MAC)
+	}
+	if l.Kind == KindXFRM {
+		fmt.Fprintf(&b, " if_id %#x", l.IfID)
 	}
 	for _, address := range slices.SortedFunc(slices.Values(l.Addresses), netip.Prefix.Compare) {
 		fmt.Fprintf(&b, " %s %s", inet(address.Addr()), address)

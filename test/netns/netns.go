@@ -134,6 +134,7 @@ func (n *Namespace) State(t testing.TB) string {
 	return n.Sh(t, `ip -d link | sed -E 's/ (qdisc|state|qlen|[a-z_]+_timer) +[^ ]+//g'
 		ip rule; ip -6 rule; ip nexthop
 		ip route show table all; ip -6 route show table all | sed -E 's/ expires [^ ]+//'
+		ip xfrm state 2>/dev/null | sed -n 's/^src/xfrm state src/p'; ip xfrm policy 2>/dev/null | sed -n 's/^src/xfrm policy src/p'
 		for save in iptables-nft-save ip6tables-nft-save; do $save 2>/dev/null | grep -v '^#' | sed -E 's/\[[0-9]+:[0-9]+\]/[0:0]/'; done || true
 		for link in /proc/sys/net/ipv4/conf/*; do echo $link $(cat $link/rp_filter $link/forwarding); done`)
 }
