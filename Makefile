@@ -56,10 +56,11 @@ test: ## Run every test that needs no cluster, with the race detector (as root: 
 	{ CGO_ENABLED=1 go test -json -race -timeout 15m $$(go list ./... | grep -v -E '$(SLOW)'); first=$$?; \
 	  go test -json -timeout 15m $$(go list ./... | grep -E '$(SLOW)') && exit $$first; } | go run ./test/tally -append $(DIST)/tally
 
-# KERNEL_TESTS are the packages with tests of the kernel; VM passes flags on, such as '-run TestKernel'.
-KERNEL_TESTS := ./gateway/wireguard ./internal/netstate ./routeagent ./test/netns
+# KERNEL_TESTS are the packages with tests that need a full kernel; VM is flags, which choose these tests. Nothing is emulated without need.
+KERNEL_TESTS := ./gateway/ipsec ./test/netns
+VM := -run ^TestKernel
 
-test-kernel: ## Run the tests of the data path on a full kernel in an emulated machine (as root): WireGuard, delay, loss
+test-kernel: ## Run the tests of the data path on a full kernel in an emulated machine (as root): WireGuard, ESP, delay, loss
 	@test/prepare vm
 	go run ./test/vm -json -dist $(DIST) $(VM) $(KERNEL_TESTS) | go run ./test/tally -append $(DIST)/tally
 

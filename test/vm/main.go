@@ -109,7 +109,7 @@ func compile(ctx context.Context, folder string, o options) (plan.Plan, error) {
 	for line := range strings.Lines(string(list)) {
 		name, dir, _ := strings.Cut(strings.TrimSpace(line), "\t")
 		program := plan.Program{Package: name, Dir: dir, Path: path.Join("tests", strings.ReplaceAll(name, "/", "-"))}
-		if err := command(ctx, "go", "test", "-c", "-o", filepath.Join(folder, program.Path), name).Run(); err != nil {
+		if err := command(ctx, "go", "test", "-c", "-ldflags=-s -w", "-o", filepath.Join(folder, program.Path), name).Run(); err != nil {
 			return p, fmt.Errorf("go test -c %s: %w", name, err)
 		}
 		if _, err := os.Stat(filepath.Join(folder, program.Path)); err == nil { // else it has no tests

@@ -26,7 +26,7 @@ func TestDrivers(t *testing.T) {
 		families    lab.Families
 	}{
 		// Over IPv6 alone: where gateways have both families, their packets go over IPv4.
-		{"ipsec", "ipsec (userspace ESP)", []string{"--driver=ipsec"}, lab.IPv6},
+		{"ipsec", "ipsec", []string{"--driver=ipsec"}, lab.IPv6},
 		{"vxlan", "vxlan", []string{"--driver=vxlan", "--allow-unencrypted"}, lab.Dual},
 	} {
 		t.Run(c.name, func(t *testing.T) {

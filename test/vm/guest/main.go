@@ -44,7 +44,9 @@ func run() error {
 	if err := root(p.Modules); err != nil {
 		return err
 	}
-	for name, value := range map[string]string{"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", plan.Env: "1"} {
+	for name, value := range map[string]string{"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", plan.Env: "1",
+		"GOGC": "400", // there is memory enough, and time is what there is not
+	} {
 		if err := os.Setenv(name, value); err != nil {
 			return err
 		}
