@@ -115,6 +115,23 @@ func testKernel(t *testing.T, driver kernelDriver) {
 			}
 		})
 	}
+	t.Run("gateways that have but IPv6 for each other", func(t *testing.T) {
+		w.addresses = func(f nodeFacts) []string { return []string{f.addr6()} }
+		for node := range gateways {
+			w.gateways[node].Kill()
+			w.startGateway(node)
+		}
+		for node, other := range map[string]string{"g1": "g2", "g2": "g1"} {
+			Eventually(t, 20*time.Second, node+" has its cable over IPv6", func() error {
+				c, err := w.cable(gateways[node], node)
+				if want := "[" + nodes[other].addr6() + "]:"; err == nil && (c.State != v1alpha1.CableUp || !strings.HasPrefix(c.PeerAddress, want)) {
+					err = fmt.Errorf("it is %+v", c)
+				}
+				return err
+			})
+		}
+		goesOn(t, 5)
+	})
 	t.Run("50 ms of jitter and 10 % loss change nothing", func(t *testing.T) { w.testBadLine(t, func() { goesOn(t, 50) }) })
 	t.Run("a cut cable is down, and up again when healed", func(t *testing.T) {
 		w.wan.Sh(t, "ip link set to-g2 down")
