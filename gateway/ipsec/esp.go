@@ -23,7 +23,8 @@ const (
 	// ifID ("FNES") marks every policy and state that charon makes for us. They count for the device of the same number alone, so no packet
 	// of anybody else's meets them, and ours meet nobody else's. The device itself drops what no policy is for.
 	ifID uint32 = 0x464e4553
-	// spiMin to spiMax are the numbers (SPI) of our tunnels' ends. While charon makes a tunnel, the kernel keeps the number with no other mark.
+	// spiMin to spiMax are the numbers (SPI) of our tunnels' ends. While charon makes a tunnel, the kernel keeps the number with no other mark
+	// and no key; one with a key and without the mark is somebody else's.
 	spiMin, spiMax uint32 = 0xfa570000, 0xfa57ffff
 )
 
@@ -79,7 +80,8 @@ func sweepESP() error {
 	}
 	states, stateErr := dump(netlink.XfrmStateList, netlink.FAMILY_ALL)
 	for _, state := range states {
-		if spi := uint32(state.Spi); uint32(state.Ifid) == ifID || spi >= spiMin && spi <= spiMax {
+		spi, larval := uint32(state.Spi), state.Aead == nil && state.Crypt == nil && state.Auth == nil
+		if uint32(state.Ifid) == ifID || larval && spi >= spiMin && spi <= spiMax {
 			problems = append(problems, unlessGone(netlink.XfrmStateDel(&state)))
 		}
 	}
