@@ -37,10 +37,10 @@ const DaemonSet = "fastnet-routeagent"
 
 // Times of the daemon.
 const (
-	// resync finds what no watch tells of; and trust, which is longer since each look starts some twenty processes, a rule that somebody put
-	// before ours. Not with every round: where paths come and go, the looking would take the processor from the probes, and more would go.
+	// resync finds what no watch tells of: a rule that somebody put before ours. With it iptables is looked at, and not in rounds before that,
+	// since each look starts some twenty processes: where paths come and go, they would take the processor from the probes, and more would go.
 	resync = 10 * time.Second
-	trust  = 30 * time.Second
+	trust  = resync - time.Second
 	// backoff after a failed round, at first.
 	backoff = 200 * time.Millisecond
 	// parting is how long the daemon may take, once told to stop, to find out whether it will come back and to clean
