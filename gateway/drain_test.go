@@ -110,10 +110,13 @@ func TestNodesAreToldOfWhatRecovers(t *testing.T) {
 		"c2.b": {ClusterID: "c2", State: v1alpha1.CableDown},
 		"c3.a": {ClusterID: "c3", State: v1alpha1.CableDown, Recovering: true},
 		"c3.b": {ClusterID: "c3", State: v1alpha1.CableUp},
+		"c4.a": {ClusterID: "c4", State: v1alpha1.CableDown, Recovering: true},
+		"c4.b": {ClusterID: "c4", State: v1alpha1.CableUp, Draining: true},
 	}
 	want := nodeprobe.View{Cables: []nodeprobe.Cable{
 		{Endpoint: "c2.a", ClusterID: "c2", Up: true}, {Endpoint: "c2.b", ClusterID: "c2"},
 		{Endpoint: "c3.a", ClusterID: "c3"}, {Endpoint: "c3.b", ClusterID: "c3", Up: true},
+		{Endpoint: "c4.a", ClusterID: "c4", Up: true}, {Endpoint: "c4.b", ClusterID: "c4"},
 	}}
 	if diff := cmp.Diff(want, nodeView(health, false)); diff != "" {
 		t.Errorf("nodes are told -want +got:\n%s", diff)

@@ -68,7 +68,7 @@ func (g *gateway) keepAnswering(ctx context.Context, server *nodeprobe.Server) {
 func nodeView(health map[string]Health, draining bool) nodeprobe.View {
 	up := map[string]bool{}
 	for _, h := range health {
-		up[h.ClusterID] = up[h.ClusterID] || h.State == v1alpha1.CableUp
+		up[h.ClusterID] = up[h.ClusterID] || h.State == v1alpha1.CableUp && !h.Draining
 	}
 	view := nodeprobe.View{Draining: draining}
 	for _, endpoint := range slices.Sorted(maps.Keys(health)) {

@@ -408,7 +408,7 @@ func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse 
 				continue
 			}
 			hop := netstate.Nexthop{IPv6: v6 || remote.Via.IsValid(), Via: remote.Via, Dev: remote.Link}
-			all = append(all, candidate{hop: hop, own: true, live: live(liveness.Up, hop, remote), draining: draining, gateway: w.gateway.Node, endpoint: remote.Name, health: w.health})
+			all = append(all, candidate{hop: hop, own: true, live: live(liveness.Up, hop, remote), back: live(liveness.Recovering, hop, remote), draining: draining, gateway: w.gateway.Node, endpoint: remote.Name, health: w.health})
 		}
 	}
 	for _, c := range all {
@@ -423,16 +423,18 @@ func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse 
 //  1. a gateway's own cables that live,
 //  2. other gateways that live and have a cable that does,
 //  3. and 4. the same, of gateways that want to go,
-//  5. what has just come back, and has gone too often to be trusted before anything else;
-//  6. what is in use: where nothing is known to live, whether because we have just begun or because all is lost, nothing
+//  5. and 6. the same, of gateways that have just come back, and have gone too often to be trusted before anything else. A gateway's own
+//     cables first here too, or two gateways could send packets to each other;
+//  7. what is in use: where nothing is known to live, whether because we have just begun or because all is lost, nothing
 //     gets better by a change;
-//  7. all there are, a gateway's own cables before other gateways.
+//  8. all there are, a gateway's own cables before other gateways.
 func (p *planner) members(cluster cables.Cluster, all []candidate, inUse []netstate.Nexthop) (members []netstate.Nexthop) {
 	kinds := []func(candidate) bool{
 		func(c candidate) bool { return c.live && !c.draining && c.own },
 		func(c candidate) bool { return c.live && !c.draining },
 		func(c candidate) bool { return c.live && c.own },
 		func(c candidate) bool { return c.live },
+		func(c candidate) bool { return c.back && c.own },
 		func(c candidate) bool { return c.back },
 		func(c candidate) bool { return slices.Contains(inUse, c.hop) },
 		func(c candidate) bool { return c.own },
@@ -445,7 +447,7 @@ func (p *planner) members(cluster cables.Cluster, all []candidate, inUse []netst
 			}
 		}
 		if len(members) > 0 {
-			if i > 4 {
+			if i > 5 {
 				p.problem("cluster %s: no path to it is known to live", cluster.ID)
 			}
 			return members

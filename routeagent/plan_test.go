@@ -198,6 +198,7 @@ func cases() map[string]Snapshot {
 	add("among-gateways-strict-filter", amongGateways, func(s *Snapshot) { s.RPFilterAll = 1 }, probed("c1.n1", liveness.Up, up("c2.gw2")), probed("c1.gw", liveness.Up, both))
 	add("among-gateways-own-cables-down", amongGateways, probed("c1.n1", liveness.Up, up()), probed("c1.gw", liveness.Up, both))
 	add("among-gateways-own-draining", amongGateways, probed("c1.n1", liveness.Up, draining(up("c2.gw"))), probed("c1.gw", liveness.Up, both))
+	add("among-gateways-all-just-back", amongGateways, probed("c1.n1", liveness.Recovering, both), probed("c1.gw", liveness.Recovering, both))
 	add("among-gateways-all-down", amongGateways, probed("c1.n1", liveness.Down, nil), probed("c1.gw", liveness.Down, nil))
 	add("segment-proven", proven(liveness.Up, liveness.Up, liveness.Up))
 	add("segment-drops-pods", proven(liveness.Up, liveness.Down, liveness.Up))
