@@ -447,22 +447,28 @@ func TestDataPath(t *testing.T) {
 	}
 }
 
+// connect starts both clusters with one gateway each, and returns when the cable is up on both sides: c1's.
+func (w *world) connect(t *testing.T) v1alpha1.Cable {
+	t.Helper()
+	for node, cluster := range map[string]string{"g1": "c1", "g2": "c2"} {
+		w.startAPI(t, cluster, node)
+		w.startAgent(node)
+		w.startGateway(node)
+	}
+	w.mirror(t, "c1", "g1", "c2")
+	w.mirror(t, "c2", "g2", "c1")
+	up := w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 15*time.Second)
+	w.waitCable(t, "c2", "g2", v1alpha1.CableUp, 15*time.Second)
+	return up
+}
+
 // Gateways that have nothing but IPv6 for each other carry both families.
 func TestUnderlayIPv6(t *testing.T) {
 	for _, driver := range []string{cables.WireGuard, cables.IPsec, cables.VXLAN} {
 		t.Run(driver, func(t *testing.T) {
 			w := newWorld(t, driver)
 			w.addresses = func(f nodeFacts) []string { return []string{f.addr6()} }
-			w.startAPI(t, "c1", "g1")
-			w.startAPI(t, "c2", "g2")
-			for _, node := range []string{"g1", "g2"} {
-				w.startAgent(node)
-				w.startGateway(node)
-			}
-			w.mirror(t, "c1", "g1", "c2")
-			w.mirror(t, "c2", "g2", "c1")
-			up := w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 15*time.Second)
-			w.waitCable(t, "c2", "g2", v1alpha1.CableUp, 15*time.Second)
+			up := w.connect(t)
 			if !strings.HasPrefix(up.PeerAddress, "[fd31:2::2]:") {
 				t.Errorf("the peer is at %s", up.PeerAddress)
 			}

@@ -53,15 +53,7 @@ func testKernel(t *testing.T, driver kernelDriver) {
 		before[node] = w.nodes[node].State(t)
 	}
 	sniffer := w.sniff(t)
-	for node, cluster := range gateways {
-		w.startAPI(t, cluster, node)
-		w.startAgent(node)
-		w.startGateway(node)
-	}
-	w.mirror(t, "c1", "g1", "c2")
-	w.mirror(t, "c2", "g2", "c1")
-	up := w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 15*time.Second)
-	w.waitCable(t, "c2", "g2", v1alpha1.CableUp, 15*time.Second)
+	up := w.connect(t)
 	if up.PeerAddress != nodes["g2"].addr4()+":"+driver.port || up.Driver != driver.name {
 		t.Errorf("the cable of c1 is %+v, want driver %s", up, driver.name)
 	}
