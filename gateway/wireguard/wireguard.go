@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -46,6 +47,12 @@ const Overhead = 80
 // keepalive holds the mappings of address translators open on the way to a peer.
 const keepalive = 25 * time.Second
 
+// patience with a first handshake at least, and three times as long at most. Two peers whose initiations cross answer each other and can use
+// neither answer: each has given up its own for the other's. WireGuard tries again after 5 s (Rekey-Timeout, section 6.1 of its
+// paper), and as packets wait on both sides at any time they do so at the same moment, and may cross again. So a peer that
+// there was no handshake with is made anew, at random moments of each side's own.
+const patience = time.Second
+
 // Config of the driver.
 type Config struct {
 	// LinkPrefix begins the names of all devices, and of no other link.
@@ -67,6 +74,7 @@ type Driver struct {
 	processes map[string]*process       // in-process devices that run, by link
 	applied   map[string]netip.AddrPort // peers' addresses that were set, by link, so that a roaming peer is not called back
 	peers     []peer                    // of the last configuration
+	retry     *time.Timer               // runs while a first handshake is awaited
 }
 
 // peer with its key read.
@@ -149,12 +157,38 @@ func (d *Driver) Apply(ctx context.Context, c cable.Config) error {
 				continue
 			}
 		}
-		if err := d.configure(control, private, peer); err != nil {
-			delete(d.applied, peer.Link)
+		if _, err := d.configure(control, private, peer, false); err != nil {
 			problems = append(problems, fmt.Errorf("configure %s for %s: %w", peer.Link, peer.Endpoint, err))
 		}
 	}
+	d.await(private)
 	return errors.Join(problems...)
+}
+
+// await has peers that are silent made anew when patience ends, and again, until there are none.
+func (d *Driver) await(private wgtypes.Key) {
+	if d.retry != nil {
+		return
+	}
+	d.retry = time.AfterFunc(patience+rand.N(2*patience), func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.retry == nil {
+			return // closed meanwhile
+		}
+		d.retry = nil
+		control, err := wgctrl.New()
+		if err != nil {
+			return // Apply tells of it
+		}
+		defer control.Close()
+		for _, peer := range d.peers {
+			// A device that is not there is made and told of by Apply.
+			if silent, err := d.configure(control, private, peer, true); silent && err == nil && d.retry == nil {
+				d.await(private)
+			}
+		}
+	})
 }
 
 // readKeys leaves out peers that can have no cable, and says why.
@@ -207,11 +241,13 @@ func (d *Driver) decideKind() error {
 	return nil
 }
 
-// configure makes a device have one peer. What is right already is not touched.
-func (d *Driver) configure(control *wgctrl.Client, private wgtypes.Key, peer peer) error {
+// configure makes a device have one peer. What is right already is not touched, but for a silent peer where such are to be made
+// anew. A peer is silent that can be called, and with which there was no handshake.
+func (d *Driver) configure(control *wgctrl.Client, private wgtypes.Key, peer peer, anew bool) (silent bool, err error) {
 	have, err := control.Device(peer.Link)
 	if err != nil {
-		return err
+		delete(d.applied, peer.Link)
+		return false, err
 	}
 	config := wgtypes.Config{}
 	if have.PrivateKey != private {
@@ -233,9 +269,12 @@ func (d *Driver) configure(control *wgctrl.Client, private wgtypes.Key, peer pee
 	update := wgtypes.PeerConfig{PublicKey: peer.key}
 	changed := true
 	var is wgtypes.Peer
+	silent = peer.Address.IsValid()
 	for _, other := range have.Peers {
-		if other.PublicKey == peer.key {
+		called := other.Endpoint != nil && other.LastHandshakeTime.Unix() <= 0
+		if other.PublicKey == peer.key && !(anew && called) {
 			is, changed, update.UpdateOnly = other, false, true
+			silent = silent && called
 		} else {
 			config.Peers = append(config.Peers, wgtypes.PeerConfig{PublicKey: other.PublicKey, Remove: true})
 			delete(d.applied, peer.Link)
@@ -255,13 +294,14 @@ func (d *Driver) configure(control *wgctrl.Client, private wgtypes.Key, peer pee
 	}
 	if config.PrivateKey != nil || config.ListenPort != nil || len(config.Peers) > 0 {
 		if err := control.ConfigureDevice(peer.Link, config); err != nil {
-			return err
+			delete(d.applied, peer.Link)
+			return false, err
 		}
 	}
 	if update.Endpoint != nil {
 		d.applied[peer.Link] = peer.Address
 	}
-	return nil
+	return silent, nil
 }
 
 // Report asks the devices. One that is missing is a cable that does not exist, which is no error.
@@ -321,6 +361,10 @@ func (d *Driver) Remove(ctx context.Context) error {
 func (d *Driver) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.retry != nil {
+		d.retry.Stop()
+		d.retry = nil
+	}
 	var problems []error
 	for _, process := range d.processes {
 		problems = append(problems, process.close())
