@@ -46,9 +46,10 @@ const DaemonSet = "fastnet-gateway"
 const (
 	resync  = 10 * time.Second
 	backoff = 200 * time.Millisecond
-	// asking is how long one request to the API server may take. It is never in the way of the cables: they come first
-	// in every round.
-	asking = 5 * time.Second
+	// asking is how long one request to the API server may take. It is never in the way of the cables: they come first in every
+	// round, but for one thing that others wait for, which is given up after hurrying.
+	asking   = 5 * time.Second
+	hurrying = 500 * time.Millisecond
 	// renewEvery is how often the Gateway is written when nothing else changes: for the RTTs, and as a sign of life.
 	renewEvery = 30 * time.Second
 	// parting is how long the daemon may take, once told to stop, to find out whether it will come back and to clean up
@@ -315,7 +316,7 @@ type gateway struct {
 	ports    Ports
 	node     nodeFacts
 	seeded   bool
-	written  v1alpha1.GatewayStatus // as the API server has it
+	object   v1alpha1.Gateway // as the API server has it
 	witness  witness
 	writeAt  time.Time
 
@@ -360,8 +361,10 @@ func (g *gateway) round(ctx context.Context) error {
 	}
 	g.traffic.drainNode(g.node.drain)
 	g.sayDraining()
+	var hurryErr error
 	if answered {
 		g.seed(ctx)
+		hurryErr = g.hurry(ctx)
 	}
 	endpoints, err := g.endpoints(ctx, answered)
 	if err != nil {
@@ -399,7 +402,7 @@ func (g *gateway) round(ctx context.Context) error {
 	sweepErr := g.sweep(ctx, now)
 	return g.ended(outcome{
 		at: now, desired: desired, report: report, status: status, attempts: snapshot.Attempts,
-		err: errors.Join(applyErr, reportErr, nodeErr, keepErr, publishErr, statusErr, sweepErr), done: applyErr == nil && reportErr == nil && publishErr == nil,
+		err: errors.Join(applyErr, reportErr, nodeErr, hurryErr, keepErr, publishErr, statusErr, sweepErr), done: applyErr == nil && reportErr == nil && publishErr == nil,
 	})
 }
 
@@ -593,41 +596,73 @@ func (g *gateway) publish(ctx context.Context, spec v1alpha1.EndpointSpec) error
 	return nil
 }
 
+// hurry writes that a cable has come or gone before anything else is done: others wait for it to leave a lost cluster out of
+// their answers.
+func (g *gateway) hurry(ctx context.Context) error {
+	if g.writeAt.IsZero() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, hurrying)
+	defer cancel()
+	now, last := time.Now(), g.last
+	status := status(last.desired, last.report, g.prober.health(), g.traffic.state(), now)
+	for i, c := range status.Cables {
+		if i >= len(g.object.Status.Cables) || g.object.Status.Cables[i].State != c.State {
+			return g.writeStatus(ctx, status, now)
+		}
+	}
+	return nil
+}
+
 // writeStatus writes on a change, and every renewEvery.
 func (g *gateway) writeStatus(ctx context.Context, status v1alpha1.GatewayStatus, now time.Time) error {
-	if !g.writeAt.IsZero() && reflect.DeepEqual(settled(status), settled(g.written)) && now.Sub(g.writeAt) < g.config.Renew {
+	before := g.object.Status
+	if !g.writeAt.IsZero() && reflect.DeepEqual(settled(status), settled(before)) && now.Sub(g.writeAt) < g.config.Renew {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, asking)
 	defer cancel()
-	var object v1alpha1.Gateway
 	meta := g.meta(g.config.Node)
-	err := g.api.Get(ctx, client.ObjectKey{Namespace: meta.Namespace, Name: meta.Name}, &object)
-	if apierrors.IsNotFound(err) {
-		object = v1alpha1.Gateway{ObjectMeta: meta}
-		err = g.api.Create(ctx, &object)
-	}
-	if err == nil && !reflect.DeepEqual(object.OwnerReferences, meta.OwnerReferences) {
-		object.OwnerReferences = meta.OwnerReferences
-		err = g.api.Update(ctx, &object)
-	}
-	if err == nil {
+	object := g.object.DeepCopy()
+	write := func() error {
 		object.Status = status
-		err = g.api.Status().Update(ctx, &object)
+		return g.api.Status().Update(ctx, object)
+	}
+	var err error
+	// Nobody else writes it, so what was written last is most likely what is there.
+	known := object.ResourceVersion != "" && reflect.DeepEqual(object.OwnerReferences, meta.OwnerReferences)
+	if known {
+		err = write()
+	}
+	if !known || apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		object = &v1alpha1.Gateway{}
+		err = g.api.Get(ctx, client.ObjectKey{Namespace: meta.Namespace, Name: meta.Name}, object)
+		if apierrors.IsNotFound(err) {
+			object = &v1alpha1.Gateway{ObjectMeta: meta}
+			err = g.api.Create(ctx, object)
+		}
+		if err == nil && !reflect.DeepEqual(object.OwnerReferences, meta.OwnerReferences) {
+			object.OwnerReferences = meta.OwnerReferences
+			err = g.api.Update(ctx, object)
+		}
+		if err == nil {
+			err = write()
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("write gateway: %w", err)
 	}
 	for _, c := range status.Cables {
-		i := slices.IndexFunc(g.written.Cables, func(old v1alpha1.Cable) bool { return old.Endpoint == c.Endpoint })
-		if i < 0 || g.written.Cables[i].State != c.State {
+		i := slices.IndexFunc(before.Cables, func(old v1alpha1.Cable) bool { return old.Endpoint == c.Endpoint })
+		if i < 0 || before.Cables[i].State != c.State {
 			g.config.Log.Info("cable "+string(c.State), "endpoint", c.Endpoint, "peer", c.PeerAddress)
 		}
 	}
-	for _, e := range events(g.written, status) {
-		g.event(&object, e)
+	for _, e := range events(before, status) {
+		g.event(object, e)
 	}
-	g.written, g.writeAt = status, now
+	object.Status = status // as it was meant: what came back may be of an older CRD
+	g.object, g.writeAt = *object, now
 	return nil
 }
 
