@@ -4,8 +4,8 @@
 //
 //	go test -json ./... | tally [-append FILE]
 //
-// With -append the counts are added to FILE as a line "PASSED FAILED SKIPPED". It exits with 1 when anything failed, and
-// when no test ran.
+// With -append the counts are added to FILE as a line "PASSED FAILED SKIPPED", and what failed, with a few lines of why, to
+// FILE.failed. It exits with 1 when anything failed, and when no test ran.
 package main
 
 import (
@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"sort"
 	"strings"
 )
@@ -32,13 +33,15 @@ type run struct {
 	total   counts
 	of      map[string]*counts  // by package
 	output  map[string][]string // by package and top-level test; kept until it is known whether it passed
+	own     map[string][]string // what a test or subtest says at lines of code, first and last few lines, by package and whole name
 	skipped []string
+	failed  []string // and why, in short
 }
 
 func main() {
 	file := flag.String("append", "", "add the counts to this `file`")
 	flag.Parse()
-	r := run{out: os.Stdout, of: map[string]*counts{}, output: map[string][]string{}}
+	r := newRun(os.Stdout)
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Buffer(nil, 64<<20)
 	for lines.Scan() {
@@ -53,7 +56,11 @@ func main() {
 	}
 	fmt.Printf("%d passed, %d failed, %d skipped\n", r.total.passed, r.total.failed, r.total.skipped)
 	if *file != "" {
-		if err := appendCounts(*file, r.total); err != nil {
+		err := appendTo(*file, fmt.Sprintf("%d %d %d\n", r.total.passed, r.total.failed, r.total.skipped))
+		if err == nil && len(r.failed) > 0 {
+			err = appendTo(*file+".failed", strings.Join(r.failed, "\n")+"\n")
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, "tally:", err)
 			os.Exit(1)
 		}
@@ -61,6 +68,10 @@ func main() {
 	if r.total.failed > 0 || r.total.passed == 0 {
 		os.Exit(1)
 	}
+}
+
+func newRun(out io.Writer) *run {
+	return &run{out: out, of: map[string]*counts{}, output: map[string][]string{}, own: map[string][]string{}}
 }
 
 func (r *run) line(line []byte) {
@@ -80,7 +91,21 @@ func (r *run) line(line []byte) {
 	switch e.Action {
 	case "output", "build-output":
 		r.output[key] = append(r.output[key], e.Output)
+		if name := e.Package + " " + e.Test; said.MatchString(e.Output) || e.Test == "" {
+			if own := r.own[name]; len(own) == 2*few {
+				r.own[name] = append(own[:few], own[few+1:]...)
+			}
+			r.own[name] = append(r.own[name], e.Output)
+		}
 	case "pass", "fail", "skip":
+		name := e.Package + " " + e.Test
+		if own := r.own[name]; e.Action == "fail" && (e.Test != "" || r.of[e.Package].failed == 0) {
+			r.failed = append(r.failed, "failed: "+name)
+			for _, line := range own {
+				r.failed = append(r.failed, "    "+shorten(strings.TrimSpace(line)))
+			}
+		}
+		delete(r.own, name)
 		if isSub {
 			return
 		}
@@ -90,6 +115,20 @@ func (r *run) line(line []byte) {
 			r.testEnds(e, key)
 		}
 	}
+}
+
+// said is output at a line of code: what a test logs, and its errors.
+var said = regexp.MustCompile(`^\s*\w+\.go:\d+: `)
+
+// few lines from the beginning and as many from the end say why a test failed.
+const few = 4
+
+func shorten(line string) string {
+	const most = 400
+	if len(line) > most {
+		return strings.ToValidUTF8(line[:most], "") + "..."
+	}
+	return line
 }
 
 func (r *run) testEnds(e event, key string) {
@@ -151,12 +190,12 @@ func reason(output []string) string {
 	return "no reason given"
 }
 
-func appendCounts(file string, c counts) error {
+func appendTo(file, text string) error {
 	f, err := os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintln(f, c.passed, c.failed, c.skipped); err != nil {
+	if _, err := f.WriteString(text); err != nil {
 		f.Close()
 		return err
 	}

@@ -8,13 +8,15 @@ import (
 
 func TestCounts(t *testing.T) {
 	var out bytes.Buffer
-	r := run{out: &out, of: map[string]*counts{}, output: map[string][]string{}}
+	r := newRun(&out)
 	for _, line := range strings.Split(strings.TrimSpace(`
 {"Action":"run","Package":"p","Test":"TestGood"}
 {"Action":"output","Package":"p","Test":"TestGood","Output":"noise\n"}
 {"Action":"pass","Package":"p","Test":"TestGood/sub"}
 {"Action":"pass","Package":"p","Test":"TestGood"}
 {"Action":"output","Package":"p","Test":"TestBad","Output":"it broke\n"}
+{"Action":"output","Package":"p","Test":"TestBad/sub","Output":"    x_test.go:7: 1, want 2\n"}
+{"Action":"fail","Package":"p","Test":"TestBad/sub"}
 {"Action":"fail","Package":"p","Test":"TestBad"}
 {"Action":"output","Package":"p","Test":"TestNot","Output":"    x_test.go:1: needs root\n"}
 {"Action":"output","Package":"p","Test":"TestNot","Output":"--- SKIP: TestNot\n"}
@@ -38,5 +40,8 @@ not JSON`), "\n") {
 	}
 	if len(r.skipped) != 1 || !strings.Contains(r.skipped[0], "needs root") {
 		t.Errorf("skipped %q, want the reason", r.skipped)
+	}
+	if got, want := strings.Join(r.failed, "\n"), "failed: p TestBad/sub\n    x_test.go:7: 1, want 2\nfailed: p TestBad\nfailed: q \n    x.go:1: undefined: y"; got != want {
+		t.Errorf("failed:\n%s\nwant:\n%s", got, want)
 	}
 }

@@ -79,6 +79,7 @@ func (b *bench) partition() error {
 	detail := fmt.Sprintf("min %.4g, median %.4g, p99 %.4g, max %.4g ms over %d partitions; the later of the two clusters counts",
 		last.Quantile(0), last.Median(), last.Quantile(0.99), last.Quantile(1), len(last))
 	if endless > 0 {
+		b.wrong = append(b.wrong, fmt.Errorf("partition: answers were still wrong after %s, %d of %d times", b.patience, endless, len(last)))
 		detail += fmt.Sprintf("; %d were still wrong after %s", endless, b.patience)
 	}
 	b.report.Set("partition-dns.p99-ms", last.Quantile(0.99), "%s", detail)
@@ -215,6 +216,9 @@ func (b *bench) marginal() (err error) {
 	total := changes["answers"]
 	for _, s := range b.sides {
 		total += changes[s.Cluster]
+	}
+	if total > 0 {
+		b.wrong = append(b.wrong, fmt.Errorf("marginal: %d changes of routes or answers", total))
 	}
 	b.report.Set("marginal-changes", float64(total), "%d of answers, %d of routes, in %s in which streams lost %.1f %%",
 		changes["answers"], total-changes["answers"], b.options.marginal, 100*float64(lost)/float64(max(1, sent)))

@@ -47,7 +47,7 @@ func (b *bench) drain() error {
 	}
 	var lost, sent uint64
 	drains := 0
-	for n := 0; n < b.options.trials || sent < drainPackets; n++ {
+	for n := 0; n < b.options.trials || sent < drainPackets && !b.check; n++ {
 		gateway, way := b.turn(n), ways[n%len(ways)]
 		if hit, err := b.spread(gateway); err != nil {
 			return err
@@ -66,6 +66,9 @@ func (b *bench) drain() error {
 		}
 		fmt.Printf("  %-13s %s: %d of %d packets lost; longest gap %s\n", way.name, gateway.Name(), lostNow, sentNow, rounded(longest(accounts, false)))
 		lost, sent, drains = lost+lostNow, sent+sentNow, drains+1
+	}
+	if lost > 0 {
+		b.wrong = append(b.wrong, fmt.Errorf("drain: %d of %d packets were lost", lost, sent))
 	}
 	b.report.Set("drain-lost", float64(lost), "of %d packets, during %d drains by command, cordon and stop of the pod", sent, drains)
 	return nil

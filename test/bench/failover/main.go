@@ -1,9 +1,10 @@
 // Command failover is `make bench-failover`: it breaks gateways of two clusters in the lab while streams run between them,
 // prints for how long the streams were silent, and writes dist/bench/failover.json. See test/bench/README.md.
 //
-//	go run ./test/bench/failover [-only PART,...] [-trials N] [-marginal DURATION] [-flows N] [-keep]
+//	go run ./test/bench/failover [-only PART,...] [-trials N] [-marginal DURATION] [-flows N] [-keep] [-check]
 //
-// Its exit code is 1 when something could not be measured, whatever the figures are.
+// Its exit code is 1 when something could not be measured, whatever the figures are; with -check, also when something did not heal
+// or was lost that may not be.
 package main
 
 import (
@@ -33,6 +34,7 @@ type options struct {
 	marginal time.Duration
 	patience time.Duration
 	keep     bool
+	check    bool
 	join     []string
 }
 
@@ -78,6 +80,7 @@ func main() {
 	flags.DurationVar(&o.patience, "patience", 15*time.Second, "how long streams may be broken before the fault is taken away")
 	driver := flags.String("driver", "", "tunnel `driver` of both clusters, wireguard if none is given")
 	flags.BoolVar(&o.keep, "keep", false, "leave the lab running, and use one that runs already")
+	flags.BoolVar(&o.check, "check", false, "write no figures, but fail where streams did not heal, a drain lost packets, or answers stayed wrong")
 	flags.Parse(os.Args[1:])
 	o.only = strings.Split(*only, ",")
 	if *driver != "" {
@@ -115,6 +118,8 @@ type bench struct {
 	options
 	report *report.Report
 	others othersLoss
+	// wrong is what a check finds.
+	wrong []error
 }
 
 // run measures the parts asked for, and reports what it got even when some of them fail.
@@ -161,6 +166,9 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	fmt.Println()
 	b.report.Print(os.Stdout)
+	if o.check {
+		return errors.Join(append(failures, b.wrong...)...)
+	}
 	path, err := b.report.Write(filepath.Join(b.Dist, "bench"))
 	if err != nil {
 		return err

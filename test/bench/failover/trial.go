@@ -331,6 +331,7 @@ func (b *bench) account(part string, results []trial, idle int) {
 		b.others.received += t.othersReceived
 	}
 	if endless > 0 {
+		b.wrong = append(b.wrong, fmt.Errorf("%s: %d of %d faults were not over until they were taken away", part, endless, len(results)))
 		detail += fmt.Sprintf("; %d were not over until the fault was taken away, after %s", endless, b.patience)
 	}
 	if idle > 0 {
