@@ -7,6 +7,9 @@
 //   - A dead path is down within 300 ms and twice its round-trip time. Probes go out every 90 ms, and every 12 ms once one is missed. The
 //     worst: the path dies right after an answer. The next probe goes out 90 ms later, and is the first of 12 that are missed, which
 //     is known at 90 + 25 = 115 ms; the last of them goes out at 115 + 10*12 = 235 ms, and has had its time at 260 ms.
+//   - A path whose answers come late is not a dead path. Where processors are short, answers of all paths are late at once; more
+//     probes then make it worse, and paths that are given up and taken back worse still. So a probe has as much more time as answers were
+//     late by in the last seconds, up to 250 ms. For as long a dead path is down within twice that more.
 //   - 10 % loss in each direction for 10 minutes changes nothing. One round trip in 1 - 0.9*0.9 = 19 % is then lost, and 12
 //     in a row are with 0.19^12 = 2.2e-9. A run of losses begins after an answer: with at most 20 answers a second there are
 //     12,000 beginnings in 10 minutes, so at most one path in 38,000 would change.
@@ -24,15 +27,14 @@ import "time"
 
 // The numbers.
 const (
-	// Pace between two probes of a path that is up and short, EagerPace of one that is not up yet, or whose round trip is longer than short:
-	// there a missed probe is noticed late, so more of them have to be on the way. HastyPace while answers are missing, SlowPace where nothing
-	// has come for quiet: a node that is away for a week is asked five times a second.
+	// Pace between two probes of a path that is up, or the round-trip time where that is longer; EagerPace of one that is not up yet.
+	// HastyPace while answers are missing, SlowPace where nothing has come for quiet: a node that is away for a week is asked five times
+	// a second.
 	Pace      = 90 * time.Millisecond
 	EagerPace = 50 * time.Millisecond
 	HastyPace = 12 * time.Millisecond
 	SlowPace  = 200 * time.Millisecond
 	quiet     = 5 * time.Second
-	short     = 5 * time.Millisecond
 
 	// A path is down when downAfter probes in a row were missed.
 	downAfter = 12
@@ -43,11 +45,12 @@ const (
 	forgiven = time.Minute
 	longest  = 30 * time.Second
 
-	// A probe is missed when it has no answer after the round-trip time and grace, which is what a busy processor may need.
-	// Later answers count when they come, so jitter beyond that does no harm. While the time is not known it is strangeRTT, or
-	// what the first answer took.
+	// A probe is missed when it has no answer after the round-trip time, what answers were late by of late, and grace. Later answers count
+	// when they come, so jitter beyond that does no harm. While the time is not known it is strangeRTT, or what the first answer took.
 	grace      = 25 * time.Millisecond
 	strangeRTT = time.Second
+	// The most that lateness counts, and how many answers in time it takes until a bit more than a third of it is left: 6 seconds.
+	latest, forgets = 250 * time.Millisecond, 64
 
 	// stall is how late a probe may go out before we take it that we ourselves were stopped.
 	stall = 100 * time.Millisecond
@@ -79,7 +82,8 @@ type Path struct {
 	newest   uint64            // the newest probe that was answered, or that counts as such
 	answered time.Time         // when the last answer came, or could first have come
 
-	rtt time.Duration
+	rtt  time.Duration
+	late time.Duration // what answers took longer, of late
 	// first is how long the answer took that brought the path up, with the wait for a handshake maybe.
 	first time.Duration
 
@@ -147,8 +151,8 @@ func (p *Path) Probe(now time.Time) (sequence uint64, changed bool) {
 		p.next = now.Add(SlowPace)
 	case missed > 0 && p.answers():
 		p.next = now.Add(HastyPace)
-	case p.isShort():
-		p.next = now.Add(p.rtt + grace) // unless there is an answer by then
+	case p.state == Up && p.rtt > 0:
+		p.next = now.Add(p.allowed()) // unless there is an answer by then
 	default:
 		p.next = now.Add(EagerPace)
 	}
@@ -168,11 +172,13 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 	// A probe from before the path was up may have waited for a handshake: its time is no round-trip time.
 	if p.state == Recovering || p.state == Up && !probe.sent.Before(p.since) {
 		p.measure(now.Sub(probe.sent))
+	} else if p.state == Down && p.rtt > 0 && probe.sent.Before(p.since) {
+		p.lateBy(now.Sub(probe.sent) - p.rtt) // it was not dead
 	}
 	switch {
 	case slow:
 		p.next = now
-	case sequence == p.sent && p.isShort():
+	case sequence == p.sent && p.state == Up && p.rtt > 0:
 		p.next = probe.sent.Add(Pace)
 	}
 	state := p.state
@@ -192,7 +198,8 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 // answers: its probes are answered, or were until a moment ago.
 func (p *Path) answers() bool { return p.state == Up || p.state == Recovering }
 
-func (p *Path) isShort() bool { return p.state == Up && p.rtt > 0 && p.rtt <= short }
+// allowed is how long an answer may take.
+func (p *Path) allowed() time.Duration { return p.rtt + p.late + grace }
 
 // Loss is the share of the remembered probes that were missed, 0 to 1.
 func (p *Path) Loss(now time.Time) float64 {
@@ -218,14 +225,20 @@ func (p *Path) overdue(now time.Time) time.Time {
 	if p.rtt == 0 {
 		return now.Add(-max(strangeRTT, p.first))
 	}
-	return now.Add(-p.rtt - grace)
+	return now.Add(-p.allowed())
 }
 
 func (p *Path) measure(rtt time.Duration) {
 	if p.rtt == 0 {
 		p.rtt = rtt
 	}
+	p.lateBy(rtt - p.rtt)
 	p.rtt += (rtt - p.rtt) / 8
+}
+
+// lateBy notes how much longer an answer took than most. The worst is kept in mind for a while.
+func (p *Path) lateBy(d time.Duration) {
+	p.late = min(latest, max(d, p.late-p.late/forgets))
 }
 
 // missed counts the probes in a row, the latest that have had their time, without an answer.
