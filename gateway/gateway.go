@@ -46,10 +46,9 @@ const DaemonSet = "fastnet-gateway"
 const (
 	resync  = 10 * time.Second
 	backoff = 200 * time.Millisecond
-	// asking is how long one request to the API server may take. It is never in the way of the cables: they come first in every
-	// round, but for one thing that others wait for, which is given up after hurrying.
-	asking   = 5 * time.Second
-	hurrying = 500 * time.Millisecond
+	// asking is how long one request to the API server may take. It is never in the way of the cables: they come first
+	// in every round.
+	asking = 5 * time.Second
 	// renewEvery is how often the Gateway is written when nothing else changes: for the RTTs, and as a sign of life.
 	renewEvery = 30 * time.Second
 	// parting is how long the daemon may take, once told to stop, to find out whether it will come back and to clean up
@@ -186,7 +185,7 @@ func Run(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
-	g.prober = newProber(func() { loop.Poke(); g.tellNodes() }, c.Log)
+	g.prober = newProber(func() { g.tellNodes(); poke(g.news); loop.Poke() }, c.Log)
 	if g.ports, err = loadPorts(g.portsFile()); err != nil {
 		c.Log.Error("peers are told new ports", "error", err)
 	}
@@ -226,6 +225,7 @@ func Run(ctx context.Context, c Config) error {
 	group.Go(func() error { return server.Run(running) })
 	group.Go(func() error { g.prober.run(running); return nil })
 	group.Go(func() error { g.answerNodes(running); return nil })
+	group.Go(func() error { g.tellNews(running); return nil })
 	group.Go(func() error { g.watchTraffic(running, loop.Poke); return nil })
 	group.Go(func() error {
 		netstate.KeepWatching(running, "fastnet-", 0, loop.Poke, func(err error) { c.Log.Warn("lost sight of the kernel", "error", err) })
@@ -316,9 +316,12 @@ type gateway struct {
 	ports    Ports
 	node     nodeFacts
 	seeded   bool
-	object   v1alpha1.Gateway // as the API server has it
 	witness  witness
-	writeAt  time.Time
+
+	news    chan struct{}    // the health of a cable has changed
+	telling sync.Mutex       // guards object and writeAt
+	object  v1alpha1.Gateway // as the API server has it
+	writeAt time.Time
 
 	mu   sync.Mutex // guards last
 	last outcome
@@ -346,7 +349,7 @@ type outcome struct {
 
 func newGateway(c Config, prefixes []netip.Prefix, addresses []netip.Addr, drivers drivers, api client.Client, objects client.Reader) *gateway {
 	return &gateway{config: c, prefixes: prefixes, addresses: addresses, drivers: drivers, api: api, objects: objects, mtu: underlayMTU,
-		known: kept.At(knownFile(c.StateDir, EndpointName(c.ClusterID, c.Node))), view: make(chan struct{}, 1)}
+		known: kept.At(knownFile(c.StateDir, EndpointName(c.ClusterID, c.Node))), view: make(chan struct{}, 1), news: make(chan struct{}, 1)}
 }
 
 // round makes cables first and talks about them after: the API server may be away.
@@ -361,10 +364,8 @@ func (g *gateway) round(ctx context.Context) error {
 	}
 	g.traffic.drainNode(g.node.drain)
 	g.sayDraining()
-	var hurryErr error
 	if answered {
 		g.seed(ctx)
-		hurryErr = g.hurry(ctx)
 	}
 	endpoints, err := g.endpoints(ctx, answered)
 	if err != nil {
@@ -392,17 +393,17 @@ func (g *gateway) round(ctx context.Context) error {
 		g.prober.set(report)
 		g.tellNodes()
 	}
-	status := status(desired, report, g.prober.health(), g.traffic.state(), now)
 	if !answered {
+		status := status(desired, report, g.prober.health(), g.traffic.state(), now)
 		return g.ended(outcome{at: now, desired: desired, report: report, status: status, attempts: snapshot.Attempts, err: errors.Join(applyErr, reportErr)})
 	}
 	keepErr := g.keep(endpoints)
 	publishErr := g.publish(ctx, desired.Endpoint)
-	statusErr := g.writeStatus(ctx, status, now)
+	status, statusErr := g.tell(ctx, desired, report, now)
 	sweepErr := g.sweep(ctx, now)
 	return g.ended(outcome{
 		at: now, desired: desired, report: report, status: status, attempts: snapshot.Attempts,
-		err: errors.Join(applyErr, reportErr, nodeErr, hurryErr, keepErr, publishErr, statusErr, sweepErr), done: applyErr == nil && reportErr == nil && publishErr == nil,
+		err: errors.Join(applyErr, reportErr, nodeErr, keepErr, publishErr, statusErr, sweepErr), done: applyErr == nil && reportErr == nil && publishErr == nil,
 	})
 }
 
@@ -540,17 +541,22 @@ func status(desired Desired, report cable.Report, health map[string]Health, drai
 		}
 		c := v1alpha1.Cable{
 			ClusterID: peer.ClusterID, Endpoint: peer.Endpoint, Driver: cmp.Or(driver[peer.Endpoint], peer.Driver), PeerAddress: address[peer.Endpoint],
-			State: h.State, Draining: h.Draining, Since: metav1.NewTime(h.Since.Truncate(time.Second)),
 		}
-		if h.State == v1alpha1.CableUp {
-			c.LossPercent = strconv.FormatFloat(100*h.Loss, 'f', 1, 64)
-		}
-		if h.RTT > 0 && h.State == v1alpha1.CableUp {
-			c.RTTMilliseconds = strconv.FormatFloat(float64(h.RTT)/float64(time.Millisecond), 'f', 3, 64)
-		}
+		setHealth(&c, h)
 		status.Cables = append(status.Cables, c)
 	}
 	return status
+}
+
+func setHealth(c *v1alpha1.Cable, h Health) {
+	c.State, c.Draining, c.Since = h.State, h.Draining, metav1.NewTime(h.Since.Truncate(time.Second))
+	c.LossPercent, c.RTTMilliseconds = "", ""
+	if h.State == v1alpha1.CableUp {
+		c.LossPercent = strconv.FormatFloat(100*h.Loss, 'f', 1, 64)
+	}
+	if h.RTT > 0 && h.State == v1alpha1.CableUp {
+		c.RTTMilliseconds = strconv.FormatFloat(float64(h.RTT)/float64(time.Millisecond), 'f', 3, 64)
+	}
 }
 
 // meta of this gateway's objects. The Node owns them: when it is deleted, Kubernetes deletes them, and the next gateway
@@ -596,22 +602,44 @@ func (g *gateway) publish(ctx context.Context, spec v1alpha1.EndpointSpec) error
 	return nil
 }
 
-// hurry writes that a cable has come or gone before anything else is done: others wait for it to leave a lost cluster out of
-// their answers.
-func (g *gateway) hurry(ctx context.Context) error {
-	if g.writeAt.IsZero() {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, hurrying)
-	defer cancel()
-	now, last := time.Now(), g.last
-	status := status(last.desired, last.report, g.prober.health(), g.traffic.state(), now)
-	for i, c := range status.Cables {
-		if i >= len(g.object.Status.Cables) || g.object.Status.Cables[i].State != c.State {
-			return g.writeStatus(ctx, status, now)
+// tellNews writes at once that a cable has come or gone, whatever the round under way is busy with: others wait for it to leave a
+// lost cluster out of their answers. What it cannot write, the next round does.
+func (g *gateway) tellNews(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-g.news:
+		}
+		if err := g.tellHealth(ctx); err != nil {
+			g.config.Log.Warn("the state of cables is not told at once", "error", err)
 		}
 	}
-	return nil
+}
+
+func (g *gateway) tellHealth(ctx context.Context) error {
+	g.telling.Lock()
+	defer g.telling.Unlock()
+	status, health, changed := g.object.Status.DeepCopy(), g.prober.health(), false
+	for i := range status.Cables {
+		c := &status.Cables[i]
+		if h, known := health[c.Endpoint]; known && h.State != c.State {
+			setHealth(c, h)
+			changed = true
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return g.writeStatus(ctx, *status, time.Now())
+}
+
+// tell says all that a round has found. The health is that of now: what was told meanwhile is not taken back.
+func (g *gateway) tell(ctx context.Context, desired Desired, report cable.Report, now time.Time) (v1alpha1.GatewayStatus, error) {
+	g.telling.Lock()
+	defer g.telling.Unlock()
+	status := status(desired, report, g.prober.health(), g.traffic.state(), now)
+	return status, g.writeStatus(ctx, status, now)
 }
 
 // writeStatus writes on a change, and every renewEvery.

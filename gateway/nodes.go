@@ -15,9 +15,12 @@ import (
 const answerAgain = 5 * time.Second
 
 // tellNodes has the nodes of this cluster told what has changed. It does not block.
-func (g *gateway) tellNodes() {
+func (g *gateway) tellNodes() { poke(g.view) }
+
+// poke a channel that holds one: any number of pokes is one reason to look. It does not block.
+func poke(c chan<- struct{}) {
 	select {
-	case g.view <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
