@@ -8,8 +8,8 @@
 //     worst: the path dies right after an answer. The next probe goes out 90 ms later, and is the first of 12 that are missed, which
 //     is known at 90 + 25 = 115 ms; the last of them goes out at 115 + 10*12 = 235 ms, and has had its time at 260 ms.
 //   - A path whose answers come late is not a dead path. Where processors are short, answers of all paths are late at once; more
-//     probes then make it worse, and paths that are given up and taken back worse still. So a probe has as much more time as answers were
-//     late by in the last seconds, up to 250 ms. For as long a dead path is down within twice that more.
+//     probes then make it worse, and paths that are given up and taken back worse still. So the first probe that is missed has as much
+//     more time as answers were late by in the last seconds, up to 350 ms. For so long a dead path is down as much later.
 //   - 10 % loss in each direction for 10 minutes changes nothing. One round trip in 1 - 0.9*0.9 = 19 % is then lost, and 12
 //     in a row are with 0.19^12 = 2.2e-9. A run of losses begins after an answer: with at most 20 answers a second there are
 //     12,000 beginnings in 10 minutes, so at most one path in 38,000 would change.
@@ -45,12 +45,13 @@ const (
 	forgiven = time.Minute
 	longest  = 30 * time.Second
 
-	// A probe is missed when it has no answer after the round-trip time, what answers were late by of late, and grace. Later answers count
-	// when they come, so jitter beyond that does no harm. While the time is not known it is strangeRTT, or what the first answer took.
+	// A probe is missed when it has no answer after the round-trip time and grace; the first one in a row has as much more time as answers
+	// were late by. Later answers count when they come, so jitter beyond that does no harm. While the time is not known it is strangeRTT,
+	// or what the first answer took.
 	grace      = 25 * time.Millisecond
 	strangeRTT = time.Second
-	// The most that lateness counts, and how many answers in time it takes until a bit more than a third of it is left: 6 seconds.
-	latest, forgets = 250 * time.Millisecond, 64
+	// The most that lateness counts, and in how many times itself it is forgotten: 350 ms in 10 s.
+	latest, forgets = 350 * time.Millisecond, 30
 
 	// stall is how late a probe may go out before we take it that we ourselves were stopped.
 	stall = 100 * time.Millisecond
@@ -82,8 +83,10 @@ type Path struct {
 	newest   uint64            // the newest probe that was answered, or that counts as such
 	answered time.Time         // when the last answer came, or could first have come
 
-	rtt  time.Duration
-	late time.Duration // what answers took longer, of late
+	rtt time.Duration
+	// An answer took so much longer than others, at that time.
+	late   time.Duration
+	lateAt time.Time
 	// first is how long the answer took that brought the path up, with the wait for a handshake maybe.
 	first time.Duration
 
@@ -150,9 +153,13 @@ func (p *Path) Probe(now time.Time) (sequence uint64, changed bool) {
 	case now.Sub(p.answered) > quiet:
 		p.next = now.Add(SlowPace)
 	case missed > 0 && p.answers():
-		p.next = now.Add(HastyPace)
+		// By the plan and not by the clock: a timer of a busy machine is late, and those that are late would add up.
+		if p.next.After(now) {
+			p.next = now
+		}
+		p.next = p.next.Add(HastyPace)
 	case p.state == Up && p.rtt > 0:
-		p.next = now.Add(p.allowed()) // unless there is an answer by then
+		p.next = now.Add(p.rtt + grace + p.lateness(now)) // unless there is an answer by then
 	default:
 		p.next = now.Add(EagerPace)
 	}
@@ -171,9 +178,9 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 	p.newest = max(p.newest, sequence)
 	// A probe from before the path was up may have waited for a handshake: its time is no round-trip time.
 	if p.state == Recovering || p.state == Up && !probe.sent.Before(p.since) {
-		p.measure(now.Sub(probe.sent))
+		p.measure(now.Sub(probe.sent), now)
 	} else if p.state == Down && p.rtt > 0 && probe.sent.Before(p.since) {
-		p.lateBy(now.Sub(probe.sent) - p.rtt) // it was not dead
+		p.lateBy(now.Sub(probe.sent)-p.rtt, now) // it was not dead
 	}
 	switch {
 	case slow:
@@ -197,9 +204,6 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 
 // answers: its probes are answered, or were until a moment ago.
 func (p *Path) answers() bool { return p.state == Up || p.state == Recovering }
-
-// allowed is how long an answer may take.
-func (p *Path) allowed() time.Duration { return p.rtt + p.late + grace }
 
 // Loss is the share of the remembered probes that were missed, 0 to 1.
 func (p *Path) Loss(now time.Time) float64 {
@@ -225,25 +229,35 @@ func (p *Path) overdue(now time.Time) time.Time {
 	if p.rtt == 0 {
 		return now.Add(-max(strangeRTT, p.first))
 	}
-	return now.Add(-p.allowed())
+	return now.Add(-p.rtt - grace)
 }
 
-func (p *Path) measure(rtt time.Duration) {
+func (p *Path) measure(rtt time.Duration, now time.Time) {
 	if p.rtt == 0 {
 		p.rtt = rtt
 	}
-	p.lateBy(rtt - p.rtt)
+	p.lateBy(rtt-p.rtt, now)
 	p.rtt += (rtt - p.rtt) / 8
 }
 
-// lateBy notes how much longer an answer took than most. The worst is kept in mind for a while.
-func (p *Path) lateBy(d time.Duration) {
-	p.late = min(latest, max(d, p.late-p.late/forgets))
+// lateBy notes how much longer an answer took than others.
+func (p *Path) lateBy(d time.Duration, now time.Time) {
+	if d = min(d, latest); d >= p.lateness(now) {
+		p.late, p.lateAt = d, now
+	}
+}
+
+// lateness is the worst of late, which fades.
+func (p *Path) lateness(now time.Time) time.Duration {
+	return max(0, p.late-now.Sub(p.lateAt)/forgets)
 }
 
 // missed counts the probes in a row, the latest that have had their time, without an answer.
 func (p *Path) missed(now time.Time) (missed int) {
 	overdue := p.overdue(now)
+	if first := p.probe(p.newest + 1); first != nil && p.rtt > 0 && first.sent.After(overdue.Add(-p.lateness(now))) {
+		return 0
+	}
 	for n := p.sent; n > p.newest; n-- {
 		probe := p.probe(n)
 		if probe == nil {
