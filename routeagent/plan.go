@@ -105,7 +105,7 @@ const (
 type Desired struct {
 	State netstate.State
 	// Targets to probe; true: its path is in use.
-	Targets map[nodeprobe.Target]bool
+	Targets map[nodeprobe.Target]nodeprobe.Ask
 	// Problems that keep remote prefixes from being reached, in words, sorted.
 	Problems []string
 	// Ways that there are, for those who want to know; nothing is made of them.
@@ -134,7 +134,7 @@ func (d Desired) inUse() map[netip.Prefix][]netstate.Nexthop {
 func Plan(s Snapshot) Desired {
 	p := planner{Snapshot: s, cables: cables.Decide(cables.Input{
 		ClusterID: s.ClusterID, Node: s.Node, Prefixes: s.Prefixes, Nodes: s.nodeAddresses(), Endpoints: s.Endpoints,
-	}), targets: map[nodeprobe.Target]bool{}}
+	}), targets: map[nodeprobe.Target]nodeprobe.Ask{}}
 	p.remote = p.cables.Prefixes()
 	p.problems = p.cables.Problems
 	if len(p.remote) > 0 {
@@ -156,7 +156,7 @@ type planner struct {
 	own      *cables.Local // the gateway on this node, nil where there is none
 	remote   []netip.Prefix
 	state    netstate.State
-	targets  map[nodeprobe.Target]bool
+	targets  map[nodeprobe.Target]nodeprobe.Ask
 	problems []string
 	seen     []routeview.Way
 	again    time.Time
@@ -265,7 +265,9 @@ func (p *planner) ways(v6 bool) (ways []way) {
 // probe a path, and say what is known of it. One whose hop is in use counts as up from the start.
 func (p *planner) probe(target nodeprobe.Target, hop netstate.Nexthop) nodeprobe.Health {
 	if target.Addr.IsValid() {
-		p.targets[target] = p.targets[target] || p.uses(hop, false) || p.uses(hop, true)
+		ask := p.targets[target]
+		ask.InUse = ask.InUse || p.uses(hop, false) || p.uses(hop, true)
+		p.targets[target] = ask
 	}
 	return p.Paths[target]
 }
@@ -307,6 +309,10 @@ func (p *planner) prove(direct way, target nodeprobe.Target, node Node, v6 bool)
 	through := target
 	tunnel.hop, through = p.throughTunnel(node, target)
 	if foreign.State == liveness.Up || foreign.State == liveness.Recovering {
+		// The other one is only of interest once the proof is missing.
+		ask := p.targets[target]
+		ask.Seldom = true
+		p.targets[target] = ask
 		return direct, proof
 	}
 	// A gateway from before there were proofs never gives one: as long as the tunnel is no better, the segment has to do.

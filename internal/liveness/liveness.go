@@ -27,14 +27,16 @@ import "time"
 
 // The numbers.
 const (
-	// Pace between two probes of a path that is up, or the round-trip time where that is longer; EagerPace of one that is not up yet.
+	// Pace between two probes of a path that is up, or the round-trip time where that is longer; SeldomPace where that is enough, EagerPace
+	// of one that is not up yet.
 	// HastyPace while answers are missing, SlowPace where nothing has come for quiet: a node that is away for a week is asked five times
 	// a second.
-	Pace      = 90 * time.Millisecond
-	EagerPace = 50 * time.Millisecond
-	HastyPace = 12 * time.Millisecond
-	SlowPace  = 200 * time.Millisecond
-	quiet     = 5 * time.Second
+	Pace       = 90 * time.Millisecond
+	SeldomPace = 500 * time.Millisecond
+	EagerPace  = 50 * time.Millisecond
+	HastyPace  = 12 * time.Millisecond
+	SlowPace   = 200 * time.Millisecond
+	quiet      = 5 * time.Second
 
 	// A path is down when downAfter probes in a row were missed.
 	downAfter = 12
@@ -93,6 +95,7 @@ type Path struct {
 	asked  time.Duration // for how long the path must answer now until it is up again, 0 for as long as upFrom probes take
 	steady time.Time     // since when it does, zero while it does not
 	fresh  bool          // it has not been down yet
+	seldom bool
 }
 
 type probe struct {
@@ -186,7 +189,7 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 	case slow:
 		p.next = now
 	case sequence == p.sent && p.state == Up && p.rtt > 0:
-		p.next = probe.sent.Add(Pace)
+		p.next = probe.sent.Add(p.pace())
 	}
 	state := p.state
 	switch {
@@ -200,6 +203,21 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 	}
 	p.rtt, p.first = 0, now.Sub(probe.sent)
 	return true
+}
+
+// Seldom has the path asked at SeldomPace while it is up, which makes it so much longer until it is known to be dead.
+func (p *Path) Seldom(yes bool, now time.Time) {
+	if p.seldom && !yes && p.next.After(now.Add(Pace)) {
+		p.next = now
+	}
+	p.seldom = yes
+}
+
+func (p *Path) pace() time.Duration {
+	if p.seldom {
+		return SeldomPace
+	}
+	return Pace
 }
 
 // answers: its probes are answered, or were until a moment ago.

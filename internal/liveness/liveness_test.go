@@ -370,6 +370,19 @@ func TestPaces(t *testing.T) {
 	if loss := w.path.Loss(w.now); loss != 0 {
 		t.Errorf("loss %f where none was", loss)
 	}
+	w.path.Seldom(true, w.now)
+	w.probes = 0
+	w.run(20 * time.Second)
+	if w.probes < 37 || w.probes > 42 {
+		t.Errorf("%d probes in 20 s, seldom", w.probes)
+	}
+	w.path.Seldom(false, w.now)
+	w.probes = 0
+	w.run(300 * time.Millisecond)
+	w.expect(t, Up, 1)
+	if w.probes < 2 {
+		t.Errorf("%d probes in 300 ms, no longer seldom", w.probes)
+	}
 	w.dead = true
 	w.run(time.Minute)
 	w.probes = 0

@@ -28,6 +28,14 @@ type Target struct {
 	Source, Dest netip.Addr
 }
 
+// Ask says how a path is probed.
+type Ask struct {
+	// InUse: where the path is new, it was in use before this process began, and counts as up until its probes are missed.
+	InUse bool
+	// Seldom: twice a second is enough while it is up.
+	Seldom bool
+}
+
 // Health of a path.
 type Health struct {
 	State liveness.State
@@ -69,9 +77,8 @@ func NewProber(port uint16, changed func(), log *slog.Logger) *Prober {
 		sockets: map[bool]*net.UDPConn{}, frames: -1, wake: make(chan struct{}, 1)}
 }
 
-// Set takes the paths to probe; those that stay are not disturbed. One marked true is new, and was in use before this
-// process began: it counts as up until its probes are missed.
-func (p *Prober) Set(targets map[Target]bool) error {
+// Set takes the paths to probe; those that stay are not disturbed.
+func (p *Prober) Set(targets map[Target]Ask) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var errs []error
@@ -83,7 +90,7 @@ func (p *Prober) Set(targets map[Target]bool) error {
 			delete(p.talks, target)
 		}
 	}
-	for target, inUse := range targets {
+	for target, ask := range targets {
 		if p.talks[target] == nil {
 			key, err := base64.StdEncoding.DecodeString(target.PublicKey)
 			if err != nil {
@@ -96,11 +103,12 @@ func (p *Prober) Set(targets map[Target]bool) error {
 				continue
 			}
 			path := liveness.New(now)
-			if inUse {
+			if ask.InUse {
 				path = liveness.Resume(now, now, 0)
 			}
 			p.talks[target] = &talk{target: target, path: path, conversation: c}
 		}
+		p.talks[target].path.Seldom(ask.Seldom, now)
 		if target.Source.IsValid() {
 			p.foreign = append(p.foreign, p.talks[target])
 		} else {

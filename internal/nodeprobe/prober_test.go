@@ -44,13 +44,13 @@ func TestProberAndServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	public := base64.StdEncoding.EncodeToString(key.PublicKey().Bytes())
-	targets := map[Target]bool{}
+	targets := map[Target]Ask{}
 	for _, addr := range []string{"192.0.2.2", "fd31::2", "fe80::77"} {
 		target := Target{Gateway: "c1.gw", PublicKey: public, Addr: netip.MustParseAddr(addr)}
 		if target.Addr.IsLinkLocalUnicast() {
 			target.Link = uint32(link.Index)
 		}
-		targets[target] = false
+		targets[target] = Ask{}
 	}
 	changed := make(chan struct{}, 1)
 	prober := NewProber(DefaultPort, func() {
@@ -78,7 +78,7 @@ func TestProberAndServer(t *testing.T) {
 		}
 	}
 	stopServer := run(server.Run)
-	if err := prober.Set(map[Target]bool{{Gateway: "c1.gw", PublicKey: "nonsense"}: false}); err == nil {
+	if err := prober.Set(map[Target]Ask{{Gateway: "c1.gw", PublicKey: "nonsense"}: {}}); err == nil {
 		t.Error("a nonsensical key is taken")
 	}
 	if err := prober.Set(targets); err != nil {
