@@ -201,7 +201,9 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 	if p.state == state {
 		return false
 	}
-	p.rtt, p.first = 0, now.Sub(probe.sent)
+	if state != Recovering { // while it recovered the time was measured
+		p.rtt, p.first = 0, now.Sub(probe.sent)
+	}
 	return true
 }
 

@@ -64,7 +64,9 @@ func (b *bench) partition() error {
 	var last report.Sample
 	endless := 0
 	for range b.options.trials {
-		if err := b.awaitAnswers(resolvers); err != nil {
+		// Clusters that were cut off a moment ago are asked for longer, and give each other more time, than those that are parted out of
+		// the blue.
+		if err := errors.Join(b.AwaitCables(b.ctx), b.rest(), b.awaitAnswers(resolvers)); err != nil {
 			return err
 		}
 		took, err := b.cutClusters(resolvers, names)
@@ -84,6 +86,15 @@ func (b *bench) partition() error {
 	}
 	b.report.Set("partition-dns.p99-ms", last.Quantile(0.99), "%s", detail)
 	return nil
+}
+
+func (b *bench) rest() error {
+	select {
+	case <-b.ctx.Done():
+		return b.ctx.Err()
+	case <-time.After(b.between):
+		return nil
+	}
 }
 
 // awaitAnswers waits until both clusters answer with the pods of both, and with nothing else for as long as it takes to ask

@@ -31,6 +31,7 @@ type options struct {
 	trials   int
 	flows    int
 	interval time.Duration
+	between  time.Duration
 	marginal time.Duration
 	patience time.Duration
 	keep     bool
@@ -77,6 +78,7 @@ func main() {
 	flags.IntVar(&o.flows, "flows", 2, "UDP flows in each direction of each family; half as many TCP flows run beside them")
 	flags.DurationVar(&o.interval, "interval", traffic.UDPInterval, "time between two packets of a UDP flow, and with it what a gap is exact to")
 	flags.DurationVar(&o.marginal, "marginal", 10*time.Minute, "how long the links lose every tenth packet")
+	flags.DurationVar(&o.between, "rest", 10*time.Second, "how long all cables are up before the clusters are parted")
 	flags.DurationVar(&o.patience, "patience", 15*time.Second, "how long streams may be broken before the fault is taken away")
 	driver := flags.String("driver", "", "tunnel `driver` of both clusters, wireguard if none is given")
 	flags.BoolVar(&o.keep, "keep", false, "leave the lab running, and use one that runs already")
