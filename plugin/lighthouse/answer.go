@@ -168,14 +168,14 @@ func (v *view) candidates(a *answer, qtype uint16) iter.Seq[*part] {
 		case dns.TypeA:
 			return p.ready.fours > 0
 		case dns.TypeAAAA:
-			return p.ready.fours < len(p.ready.all)
+			return p.ready.fours < p.ready.count
 		}
-		return len(p.ready.all) > 0 && (a.kind != answerPort || hasPort(p.ports, a.port, a.protocol))
+		return p.ready.count > 0 && (a.kind != answerPort || hasPort(p.ports, a.port, a.protocol))
 	}
 	return func(yield func(*part) bool) {
 		// "The local cluster's address while it exports the service and is ready: always, never balanced away", and "a local
 		// cluster that is ready but lacks the asked family gives NODATA". For a named port, others may have what it lacks.
-		if local := a.service.part(v.local); v.local != "" && local != nil && len(local.ready.all) > 0 {
+		if local := a.service.part(v.local); v.local != "" && local != nil && local.ready.count > 0 {
 			if fits(local) {
 				yield(local)
 				return

@@ -85,9 +85,9 @@ func (r *content) collect(v *view, a *answer, qtype uint16, canonical string) {
 func (r *content) ownServices(v *view, a *answer) {
 	switch {
 	case a.part != nil:
-		r.addService(a, a.part.weight, a.part.ports, target{part: a.part, addresses: a.part.addresses.all})
+		r.addService(a, a.part.weight, a.part.ports, target{part: a.part, addresses: a.part.addresses.all()})
 	case a.service.kind == kindIP:
-		r.addService(a, defaultWeight, a.service.ports, target{addresses: a.service.addresses.all})
+		r.addService(a, defaultWeight, a.service.ports, target{addresses: a.service.addresses.all()})
 	default:
 		if p := v.choose(a, dns.TypeSRV); p != nil {
 			r.chosen(a, dns.TypeSRV, p)
@@ -98,7 +98,7 @@ func (r *content) ownServices(v *view, a *answer) {
 // chosen adds what a DNS-balanced service is answered with once a cluster is chosen.
 func (r *content) chosen(a *answer, qtype uint16, p *part) {
 	if qtype == dns.TypeSRV {
-		r.addService(a, p.weight, p.ports, target{addresses: p.ready.all})
+		r.addService(a, p.weight, p.ports, target{addresses: p.ready.all()})
 		return
 	}
 	r.addresses = p.ready.of(qtype == dns.TypeA)[:1] // "one address an answer"

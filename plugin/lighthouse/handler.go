@@ -75,14 +75,14 @@ func (l *Lighthouse) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.
 		return dns.RcodeServerFailure, errNotSynced
 	}
 	if q.place == placeNamespace {
-		if _, exists := z.namespaces.get(q.namespace); exists && l.serves(q.namespace) {
+		if z.namespaces.get(q.namespace) != nil && l.serves(q.namespace) {
 			// "An existing namespace: NODATA."
 			return l.send(w, r, &p, kindLabelApex)
 		}
 		return l.nameError(ctx, w, r, &p, true)
 	}
-	s, exists := z.services.get(q.key)
-	if !exists || !s.selected.has(l.selector) || !l.serves(q.namespace) {
+	s := z.services.get(q.key)
+	if s == nil || !s.selected.has(l.selector) || !l.serves(q.namespace) {
 		// "Missing namespace or service: NXDOMAIN."
 		return l.nameError(ctx, w, r, &p, true)
 	}
@@ -227,8 +227,8 @@ func (l *Lighthouse) Metadata(ctx context.Context, state request.Request) contex
 	set("namespace", q.namespace)
 	set("service", q.service)
 	z := l.world.current.Load()
-	s, exists := z.services.get(q.key)
-	if !exists || !s.selected.has(l.selector) || !z.synced || !l.serves(q.namespace) {
+	s := z.services.get(q.key)
+	if s == nil || !s.selected.has(l.selector) || !z.synced || !l.serves(q.namespace) {
 		return ctx
 	}
 	v := l.view(z)

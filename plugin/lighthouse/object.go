@@ -52,15 +52,9 @@ type importObject struct {
 }
 
 func newImportObject(o *mcsv1beta1.ServiceImport) *importObject {
-	// Few pieces of memory: with thousands of imports, the garbage collector's time is in their number.
-	room := &struct {
-		importObject
-		addresses [2]netip.Addr
-	}{}
-	i := &room.importObject
-	i.key, i.headless = o.Name+"."+o.Namespace, o.Spec.Type == mcsv1beta1.Headless
+	i := &importObject{key: o.Name + "." + o.Namespace, headless: o.Spec.Type == mcsv1beta1.Headless}
 	i.name, i.namespace = i.key[:len(o.Name)], i.key[len(o.Name)+1:]
-	addresses := room.addresses[:0]
+	var addresses []netip.Addr
 	for _, ip := range o.Spec.IPs {
 		if addr, ok := parseAddress(ip); ok {
 			addresses = appendNew(addresses, addr)

@@ -103,7 +103,7 @@ func restorePorts(from []savedPort) []port {
 func (o *importObject) save() savedImport {
 	return savedImport{
 		Namespace: o.namespace, Name: o.name, Headless: o.headless,
-		Addresses: saveAddresses(o.addresses.all), Ports: savePorts(o.ports), Labels: o.labels,
+		Addresses: saveAddresses(o.addresses.all()), Ports: savePorts(o.ports), Labels: o.labels,
 	}
 }
 

@@ -61,7 +61,7 @@ func TestSnapshotRoundTrip(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	for key, s := range before.current.Load().services.all() {
-		if restored, found := after.current.Load().services.get(key); !found || s.kind != restored.kind || len(s.parts) != len(restored.parts) {
+		if restored := after.current.Load().services.get(key); restored == nil || s.kind != restored.kind || len(s.parts) != len(restored.parts) {
 			t.Errorf("%s: got %+v, want %+v", key, restored, s)
 		}
 	}

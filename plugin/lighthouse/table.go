@@ -15,17 +15,17 @@ type table[V any] struct {
 
 type page[V any] [256]*link[V]
 
-// link is a name in a chain of those that share a place. Where it is short, its letters lie in the link too: with a value of the size
-// of a pointer that is 64 bytes, which is what a processor fetches at a time, and fetching is most of what a lookup costs.
+// link is a name in a chain of those that share a place. Fetching memory is most of what a lookup costs, and what lies side by side
+// is fetched at once: so the value lies in the link, and where the name is short, so do its letters.
 type link[V any] struct {
-	key   string
-	value V
 	next  *link[V]
+	key   string
 	room  [32]byte
+	value V
 }
 
-func newLink[V any](key string, value V, next *link[V]) *link[V] {
-	l := &link[V]{key: key, value: value, next: next}
+func newLink[V any](key string, value *V, next *link[V]) *link[V] {
+	l := &link[V]{key: key, value: *value, next: next}
 	if len(key) <= len(l.room) {
 		copy(l.room[:], key)
 	}
@@ -47,20 +47,21 @@ func newTable[V any]() table[V] {
 	return table[V]{seed: maphash.MakeSeed(), root: new([256]*page[V])}
 }
 
-func (t table[V]) get(key string) (value V, found bool) {
+// get gives the value of a name, nil where there is none. It must not be changed.
+func (t table[V]) get(key string) *V {
 	hash := maphash.String(t.seed, key)
 	if p := t.root[byte(hash)]; p != nil {
 		for l := p[byte(hash>>8)]; l != nil; l = l.next {
 			if l.has(key) {
-				return l.value, true
+				return &l.value
 			}
 		}
 	}
-	return value, false
+	return nil
 }
 
-// with gives a table in which key has the value.
-func (t table[V]) with(key string, value V) table[V] {
+// with gives a table in which key has a copy of the value.
+func (t table[V]) with(key string, value *V) table[V] {
 	t, chain := t.copyPath(key)
 	*chain = newLink(key, value, (*chain).without(key))
 	return t
@@ -68,7 +69,7 @@ func (t table[V]) with(key string, value V) table[V] {
 
 // without gives a table that does not hold key.
 func (t table[V]) without(key string) table[V] {
-	if _, found := t.get(key); !found {
+	if t.get(key) == nil {
 		return t
 	}
 	t, chain := t.copyPath(key)
@@ -88,7 +89,7 @@ func (l *link[V]) without(key string) *link[V] {
 	if rest == l.next {
 		return l
 	}
-	return newLink(l.key, l.value, rest)
+	return newLink(l.key, &l.value, rest)
 }
 
 // copyPath copies what lies between the root and key's chain, and gives the place of the chain.
@@ -105,15 +106,15 @@ func (t table[V]) copyPath(key string) (_ table[V], chain **link[V]) {
 }
 
 // all gives every name and its value, in no order.
-func (t table[V]) all() iter.Seq2[string, V] {
-	return func(yield func(string, V) bool) {
+func (t table[V]) all() iter.Seq2[string, *V] {
+	return func(yield func(string, *V) bool) {
 		for _, p := range t.root {
 			if p == nil {
 				continue
 			}
 			for _, l := range p {
 				for ; l != nil; l = l.next {
-					if !yield(l.key, l.value) {
+					if !yield(l.key, &l.value) {
 						return
 					}
 				}

@@ -49,7 +49,7 @@ func (l *Lighthouse) Transfer(zoneName string, serial uint32) (<-chan []dns.RR, 
 		for some := range slices.Chunk(keys, transferBatch) {
 			var batch []dns.RR
 			for _, key := range some {
-				s, _ := z.services.get(key)
+				s := z.services.get(key)
 				p.canonical = below(key+".svc.", zoneName)
 				batch = v.appendRecords(batch, &p, s)
 			}

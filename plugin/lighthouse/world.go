@@ -74,7 +74,7 @@ func newWorld(resources ...resource) *world {
 		serial:     uint32(time.Now().Unix()),
 		synced:     len(resources) == 0,
 		settled:    len(resources) == 0,
-		services:   newTable[*service](),
+		services:   newTable[service](),
 		namespaces: newTable[struct{}](),
 		reach:      reach{everything: true},
 	})
@@ -289,12 +289,12 @@ func compareSlices(a, b *sliceObject) int {
 
 func (w *world) setNamespace(name string, exists bool) {
 	w.change(func(next *zone) bool {
-		if _, found := next.namespaces.get(name); found == exists {
+		if next.namespaces.get(name) != nil == exists {
 			return false
 		}
 		if exists {
 			w.namespaces[name] = struct{}{}
-			next.namespaces = next.namespaces.with(name, struct{}{})
+			next.namespaces = next.namespaces.with(name, &struct{}{})
 		} else {
 			delete(w.namespaces, name)
 			next.namespaces = next.namespaces.without(name)
@@ -312,7 +312,7 @@ func (w *world) replaceNamespaces(objects []*namespaceObject) {
 		for _, o := range objects {
 			w.namespaces[o.name] = struct{}{}
 			if _, found := old[o.name]; !found {
-				next.namespaces = next.namespaces.with(o.name, struct{}{})
+				next.namespaces = next.namespaces.with(o.name, &struct{}{})
 				changed[o.name] = struct{}{}
 			}
 		}
@@ -368,7 +368,7 @@ func (w *world) rebuildAll(next *zone, keys map[string]struct{}) bool {
 // rebuild builds the record of one service into next, and tells whether it changed. A service whose namespace does not exist
 // has none; nor has one whose name is more than a label, which the API allows and no name in DNS can stand for.
 func (w *world) rebuild(next *zone, key string) bool {
-	old, existed := next.services.get(key)
+	old := next.services.get(key)
 	o := w.imports[key]
 	if o != nil {
 		if _, exists := w.namespaces[o.namespace]; !exists || strings.Contains(o.name, ".") {
@@ -376,14 +376,15 @@ func (w *world) rebuild(next *zone, key string) bool {
 		}
 	}
 	if o == nil {
-		if existed {
-			w.held.add(old, -1)
-			next.services = next.services.without(key)
+		if old == nil {
+			return false
 		}
-		return existed
+		w.held.add(old, -1)
+		next.services = next.services.without(key)
+		return true
 	}
 	s := w.build(o, w.slices[key])
-	if existed {
+	if old != nil {
 		if s.equal(old) {
 			return false
 		}
@@ -400,19 +401,11 @@ func (w *world) rebuild(next *zone, key string) bool {
 // build makes the record of a service from its import and its slices, which are sorted by cluster. It costs a step for each
 // slice, whatever the number of backends in it: a slice is made ready for serving when it arrives.
 func (w *world) build(o *importObject, all []*sliceObject) *service {
-	// One address a family, as most have, lies in the service's own memory: a query then has one place less to fetch.
-	room := &struct {
-		service
-		addresses [2]netip.Addr
-	}{service: service{kind: kindIP, addresses: o.addresses, ports: o.ports, selected: o.selected}}
-	s := &room.service
-	if len(s.addresses.all) <= len(room.addresses) {
-		s.addresses.all = append(room.addresses[:0], o.addresses.all...)
-	}
+	s := &service{kind: kindIP, addresses: o.addresses, ports: o.ports, selected: o.selected}
 	switch {
 	case o.headless:
 		s.kind, s.addresses = kindHeadless, families{}
-	case len(o.addresses.all) == 0:
+	case o.addresses.count == 0:
 		s.kind, s.turns = kindBalanced, new(turns)
 	}
 	for len(all) > 0 {

@@ -18,7 +18,7 @@ type zone struct {
 	// serial of the SOA record; it rises with every change of records.
 	serial uint32
 	// services by "service.namespace", of namespaces that exist.
-	services table[*service]
+	services table[service]
 	// namespaces that exist in this cluster.
 	namespaces table[struct{}]
 	// localID is the cluster ID that the ClusterProperty tells, "" without one.
@@ -60,47 +60,59 @@ const (
 // service is the record of one imported service. It holds every cluster's part, reachable or not: which of them are
 // answered is settled by the query, against the zone's reach.
 type service struct {
-	// parts of the exporting clusters, sorted by cluster ID.
-	parts []*part
-	// ports of the ServiceImport.
-	ports []port
-	// turns of a DNS-balanced service outlive the record: a change of it must not send everybody back to the first cluster.
-	turns *turns
-
-	// What follows is all that most queries read; it stands together, and its addresses behind it.
+	// The first three are all that most queries read. They stand together, behind the name: see link.
 
 	kind kind
 	// selected by which of the source's label selectors, a bit each.
 	selected selection
 	// addresses are the clusterset IPs that may be answered.
 	addresses families
+
+	// parts of the exporting clusters, sorted by cluster ID.
+	parts []*part
+	// ports of the ServiceImport.
+	ports []port
+	// turns of a DNS-balanced service outlive the record: a change of it must not send everybody back to the first cluster.
+	turns *turns
 }
 
 // families are addresses, the IPv4 ones first: an answer is one end of them, as it stands.
 type families struct {
-	all   []netip.Addr
-	fours int
+	count, fours int32
+	// few has them where there are no more than one of a family, as mostly; then they lie where the families do.
+	few  [2]netip.Addr
+	many []netip.Addr
 }
 
 // newFamilies takes over list and puts it in order; addresses of one family stay in the order they had.
 func newFamilies(list []netip.Addr) families {
 	slices.SortStableFunc(list, func(a, b netip.Addr) int { return cmp.Compare(a.BitLen(), b.BitLen()) })
-	f := families{all: list}
-	for f.fours < len(list) && list[f.fours].Is4() {
+	f := families{count: int32(len(list))}
+	for f.fours < f.count && list[f.fours].Is4() {
 		f.fours++
 	}
+	if copy(f.few[:], list) < len(list) {
+		f.many = list
+	}
 	return f
+}
+
+func (f *families) all() []netip.Addr {
+	if f.many != nil {
+		return f.many
+	}
+	return f.few[:f.count:f.count]
 }
 
 // of gives the addresses of one family.
 func (f *families) of(four bool) []netip.Addr {
 	if four {
-		return f.all[:f.fours:f.fours]
+		return f.all()[:f.fours:f.fours]
 	}
-	return f.all[f.fours:]
+	return f.all()[f.fours:]
 }
 
-func (f families) equal(o families) bool { return slices.Equal(f.all, o.all) }
+func (f *families) equal(o *families) bool { return slices.Equal(f.all(), o.all()) }
 
 // turns count the answers of a DNS-balanced service, each kind of question for itself.
 type turns struct{ a, aaaa, srv atomic.Uint32 }
@@ -256,13 +268,13 @@ func appendDashed(room []byte, addr netip.Addr) []byte {
 
 // equal tells whether two records of a service give the same answers.
 func (s *service) equal(o *service) bool {
-	return s.kind == o.kind && s.selected == o.selected && s.addresses.equal(o.addresses) && slices.Equal(s.ports, o.ports) &&
+	return s.kind == o.kind && s.selected == o.selected && s.addresses.equal(&o.addresses) && slices.Equal(s.ports, o.ports) &&
 		slices.EqualFunc(s.parts, o.parts, (*part).equal)
 }
 
 func (p *part) equal(o *part) bool {
 	return p.cluster == o.cluster && p.hasAddress == o.hasAddress && p.weight == o.weight && p.share == o.share &&
-		p.addresses.equal(o.addresses) && p.ready.equal(o.ready) && slices.Equal(p.ports, o.ports) &&
+		p.addresses.equal(&o.addresses) && p.ready.equal(&o.ready) && slices.Equal(p.ports, o.ports) &&
 		slices.EqualFunc(p.backends, o.backends, (*sliceObject).equal)
 }
 
