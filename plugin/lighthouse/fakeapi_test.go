@@ -40,6 +40,7 @@ type fakeAPI struct {
 	events  map[string][]fakeEvent
 	drop    int      // counts up to end every watch
 	asked   []string // paths, in the order that they were asked for
+	lists   []string // of those that asked for a list, and the version that they wanted: "path 42"
 	running int      // watches that run
 }
 
@@ -55,6 +56,13 @@ func (f *fakeAPI) requests() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.asked)
+}
+
+// listed gives what was asked for as a list so far.
+func (f *fakeAPI) listed() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.lists)
 }
 
 type fakeEvent struct {
@@ -188,6 +196,9 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	f.mu.Lock()
 	f.asked = append(f.asked, path)
+	if query.Get("watch") == "" {
+		f.lists = append(f.lists, path+" "+query.Get("resourceVersion"))
+	}
 	status := f.status[path]
 	if f.objects[path] == nil {
 		status = http.StatusNotFound

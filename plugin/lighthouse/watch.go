@@ -225,6 +225,7 @@ func (s *source) watches() ([]*resourceWatch, error) {
 		{
 			// v1beta1 first, v1alpha1 where the cluster lacks it.
 			versions: []*cache.ListWatch{betaImports, alphaImports},
+			atOnce:   true,
 			store:    newSink(w, resourceImports, s.slimImport, w.setImport, w.deleteImport, w.replaceImports),
 		},
 		{
@@ -334,8 +335,11 @@ type resourceWatch struct {
 	world    *world
 	versions []*cache.ListWatch // tried in turn where the API server does not know one
 	example  runtime.Object
-	store    store
-	pace     pace
+	// atOnce has lists come as one reply, not as a stream of events, one for each object. As JSON, events cost both sides twice as
+	// much, and a start waits for them; in protobuf it makes no difference to that, and the list never stands in memory whole.
+	atOnce bool
+	store  store
+	pace   pace
 
 	mu     sync.Mutex
 	logged time.Time           // when the failure that lasts was logged; zero where there is none
@@ -383,6 +387,12 @@ func (rw *resourceWatch) reflector(lw *cache.ListWatch) *cache.Reflector {
 	// The reflector retries some errors by itself, such as a refused connection; they are to be seen in the log as well.
 	seen := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			if o.ResourceVersion == "0" {
+				// That is any state, such as one of before a service came that must not be NXDOMAIN now. Asked for no state in
+				// particular, the API server gives the one of now, as it does where it streams; newer ones from memory if it is
+				// asked for in one piece.
+				o.ResourceVersion, o.Limit = "", 0
+			}
 			list, err := lw.ListWithContextFunc(ctx, o)
 			rw.tried(ctx, err)
 			return list, err
@@ -393,14 +403,24 @@ func (rw *resourceWatch) reflector(lw *cache.ListWatch) *cache.Reflector {
 			return w, err
 		},
 	}
+	var lister cache.ListerWatcher = seen
+	if rw.atOnce {
+		lister = atOnce{seen}
+	}
 	logger := logr.Discard()
-	return cache.NewReflectorWithOptions(seen, rw.example, rw.store, cache.ReflectorOptions{
+	return cache.NewReflectorWithOptions(lister, rw.example, rw.store, cache.ReflectorOptions{
 		Name:            "lighthouse/" + string(rw.resource),
 		TypeDescription: string(rw.resource),
 		Logger:          &logger,
 		Backoff:         &wait.Backoff{Duration: rw.pace.afterError / 5, Factor: 2, Jitter: 0.5, Steps: 5, Cap: 2 * rw.pace.afterError},
 	})
 }
+
+// atOnce is a list-watch whose lists do not stream.
+type atOnce struct{ *cache.ListWatch }
+
+// IsWatchListSemanticsUnSupported is what reflectors ask for that; client-go has made it for clients that cannot.
+func (atOnce) IsWatchListSemanticsUnSupported() bool { return true }
 
 // tried takes the outcome of one request.
 func (rw *resourceWatch) tried(ctx context.Context, err error) {

@@ -6,6 +6,7 @@ import (
 	golog "log"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -139,6 +140,33 @@ func TestWatch(t *testing.T) {
 			wantShort(t, l, "db.shop A", "NXDOMAIN")
 			api.remove(pathProperties, "<nil>", "cluster.clusterset.k8s.io")
 			eventually(t, "no local cluster", func() bool { return l.world.current.Load().localID == "" })
+		})
+	}
+}
+
+// TestLists: imports come as one reply, the others stream where the API server has that. No list is of any other time than now: what
+// is not in it is NXDOMAIN.
+func TestLists(t *testing.T) {
+	for name, c := range map[string]struct {
+		streams bool
+		want    []string
+	}{
+		"lists that stream":          {true, []string{pathImports + " "}},
+		"lists of older API servers": {false, []string{pathNamespaces + " ", pathProperties + " ", pathSlices + " ", pathGateways + " ", pathImports + " "}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			api := newFakeAPI(t)
+			api.streams = c.streams
+			api.load(t, watched)
+			s := startSource(t, api)
+			if !s.waitSynced(20 * time.Second) {
+				t.Fatal("not synced")
+			}
+			got := api.listed()
+			slices.Sort(got)
+			if !slices.Equal(got, c.want) {
+				t.Errorf("lists asked for: %q, want %q", got, c.want)
+			}
 		})
 	}
 }
