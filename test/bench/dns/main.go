@@ -97,7 +97,7 @@ func main() {
 	flags := flag.NewFlagSet("dns", flag.ExitOnError)
 	only := flags.String("only", strings.Join(names, ","), "the `parts` to measure, in this order")
 	rounds := flags.Int("rounds", 5, "how often the peers take turns; figures are medians over the rounds")
-	slice := flags.Duration("slice", 3*time.Second, "how long one peer is measured in one round over the wire; a tenth of it in process")
+	slice := flags.Duration("slice", 3*time.Second, "how long one peer is measured in one round over the wire; a thirtieth of it in process")
 	flags.Parse(os.Args[1:])
 	log.SetOutput(io.Discard)
 
