@@ -11,6 +11,7 @@ import (
 type table[V any] struct {
 	seed maphash.Seed
 	root *[256]*page[V]
+	own  *[256]bool // between edit and done, the pages that no other table has
 }
 
 type page[V any] [256]*link[V]
@@ -92,17 +93,36 @@ func (l *link[V]) without(key string) *link[V] {
 	return newLink(l.key, &l.value, rest)
 }
 
-// copyPath copies what lies between the root and key's chain, and gives the place of the chain.
-func (t table[V]) copyPath(key string) (_ table[V], chain **link[V]) {
-	hash := maphash.String(t.seed, key)
+// edit gives a table for many changes in a row, which cost no more than what they touch: a page is copied once. Until done, none of
+// the tables that come of it may be kept but the last.
+func (t table[V]) edit() table[V] {
 	root := *t.root
-	var p page[V]
-	if old := root[byte(hash)]; old != nil {
-		p = *old
+	t.root, t.own = &root, new([256]bool)
+	return t
+}
+
+// done ends an edit.
+func (t table[V]) done() table[V] {
+	t.own = nil
+	return t
+}
+
+// copyPath copies what lies between the root and key's chain, as far as others have it, and gives the place of the chain.
+func (t table[V]) copyPath(key string) (_ table[V], chain **link[V]) {
+	if t.own == nil {
+		edited, chain := t.edit().copyPath(key)
+		return edited.done(), chain
 	}
-	root[byte(hash)] = &p
-	t.root = &root
-	return t, &p[byte(hash>>8)]
+	hash := maphash.String(t.seed, key)
+	at := byte(hash)
+	if !t.own[at] {
+		var p page[V]
+		if old := t.root[at]; old != nil {
+			p = *old
+		}
+		t.root[at], t.own[at] = &p, true
+	}
+	return t, &t.root[at][byte(hash>>8)]
 }
 
 // all gives every name and its value, in no order.

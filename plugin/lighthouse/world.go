@@ -330,11 +330,13 @@ func (w *world) replaceNamespaces(objects []*namespaceObject) {
 // rebuildNamespaces builds the services of namespaces that have come or gone. That is rare enough to look at every import for
 // it, and saves every query a look at the namespace.
 func (w *world) rebuildNamespaces(next *zone, names map[string]struct{}) {
+	keys := map[string]struct{}{}
 	for key, o := range w.imports {
 		if _, found := names[o.namespace]; found {
-			w.rebuild(next, key)
+			keys[key] = struct{}{}
 		}
 	}
+	w.rebuildAll(next, keys)
 }
 
 // setLocalID takes the value of the ClusterProperty, "" where there is none.
@@ -359,9 +361,11 @@ func (w *world) intern(id string) *cluster {
 // rebuildAll builds the records of all those services, and tells whether any changed.
 func (w *world) rebuildAll(next *zone, keys map[string]struct{}) bool {
 	changed := false
+	next.services = next.services.edit()
 	for key := range keys {
 		changed = w.rebuild(next, key) || changed
 	}
+	next.services = next.services.done()
 	return changed
 }
 
