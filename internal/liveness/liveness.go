@@ -156,11 +156,7 @@ func (p *Path) Probe(now time.Time) (sequence uint64, changed bool) {
 	case now.Sub(p.answered) > quiet:
 		p.next = now.Add(SlowPace)
 	case missed > 0 && p.answers():
-		// By the plan and not by the clock: a timer of a busy machine is late, and those that are late would add up.
-		if p.next.After(now) {
-			p.next = now
-		}
-		p.next = p.next.Add(HastyPace)
+		p.next = now.Add(HastyPace)
 	case p.state == Up && p.rtt > 0:
 		p.next = now.Add(p.rtt + grace + p.lateness(now)) // unless there is an answer by then
 	default:

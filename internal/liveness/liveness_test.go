@@ -414,7 +414,7 @@ func TestAnythingGoes(t *testing.T) {
 					t.Fatalf("sequence number %d after %d", sequence, sent[len(sent)-1])
 				}
 				sent = append(sent, sequence)
-				if wait := p.Next().Sub(now); wait > HastyPace && wait != EagerPace && wait != SlowPace && wait != p.RTT()+grace+p.lateness(now) {
+				if wait := p.Next().Sub(now); wait != EagerPace && wait != HastyPace && wait != SlowPace && wait != p.RTT()+grace+p.lateness(now) {
 					t.Fatalf("the next probe in %s", wait)
 				}
 				if p.State() == Up && before != Up {
