@@ -631,7 +631,8 @@ func (g *gateway) tellHealth(ctx context.Context) error {
 	if !changed {
 		return nil
 	}
-	return g.writeStatus(ctx, *status, time.Now())
+	have := g.object.ObjectMeta
+	return g.writeStatus(ctx, *status, metav1.ObjectMeta{Namespace: have.Namespace, Name: have.Name, Labels: have.Labels, OwnerReferences: have.OwnerReferences}, time.Now())
 }
 
 // tell says all that a round has found. The health is that of now: what was told meanwhile is not taken back.
@@ -639,18 +640,17 @@ func (g *gateway) tell(ctx context.Context, desired Desired, report cable.Report
 	g.telling.Lock()
 	defer g.telling.Unlock()
 	status := status(desired, report, g.prober.health(), g.traffic.state(), now)
-	return status, g.writeStatus(ctx, status, now)
+	return status, g.writeStatus(ctx, status, g.meta(g.config.Node), now)
 }
 
-// writeStatus writes on a change, and every renewEvery.
-func (g *gateway) writeStatus(ctx context.Context, status v1alpha1.GatewayStatus, now time.Time) error {
+// writeStatus writes on a change, and every renewEvery, to the object with this name and owner.
+func (g *gateway) writeStatus(ctx context.Context, status v1alpha1.GatewayStatus, meta metav1.ObjectMeta, now time.Time) error {
 	before := g.object.Status
 	if !g.writeAt.IsZero() && reflect.DeepEqual(settled(status), settled(before)) && now.Sub(g.writeAt) < g.config.Renew {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, asking)
 	defer cancel()
-	meta := g.meta(g.config.Node)
 	object := g.object.DeepCopy()
 	write := func() error {
 		object.Status = status
