@@ -131,6 +131,18 @@ func TestRealBroker(t *testing.T) {
 			if !slices.Equal(got, want) {
 				return fmt.Errorf("the broker has %q, want %q", got, want)
 			}
+			var services v1alpha1.ExportedServiceList
+			if err := admin.List(ctx, &services, client.InNamespace("member-c2")); err != nil {
+				return err
+			}
+			var names []string
+			for _, record := range services.Items {
+				names = append(names, record.Spec.Name)
+			}
+			slices.Sort(names)
+			if want := []string{"changed", "kept", "young"}; !slices.Equal(names, want) {
+				return fmt.Errorf("the broker has services %q, want %q", names, want)
+			}
 			return nil
 		}
 	}

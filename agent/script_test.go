@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -127,6 +128,11 @@ func TestScripts(t *testing.T) {
 }
 
 func applied(ctx context.Context, s *server, object client.Object) error {
+	// An agent may write a status in between.
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error { return applyOnce(ctx, s, object) })
+}
+
+func applyOnce(ctx context.Context, s *server, object client.Object) error {
 	old := object.DeepCopyObject().(client.Object)
 	err := s.Get(ctx, client.ObjectKeyFromObject(object), old)
 	if apierrors.IsNotFound(err) {

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
@@ -88,17 +89,17 @@ func (w *walk) write(t *testing.T, server string, object client.Object) {
 	kept[nameOf(object)] = object.DeepCopyObject().(client.Object)
 	s := w.servers[server]
 	before := object.DeepCopyObject().(client.Object)
-	err := s.Get(t.Context(), client.ObjectKeyFromObject(object), before)
-	if err == nil {
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error { // the agent may write a status in between
+		if s.Get(t.Context(), client.ObjectKeyFromObject(object), before) != nil {
+			return s.Create(t.Context(), object)
+		}
 		object.SetUID(before.GetUID())
 		object.SetResourceVersion(before.GetResourceVersion())
 		if x, is := object.(*mcsv1beta1.ServiceExport); is {
 			x.Status = before.(*mcsv1beta1.ServiceExport).Status
 		}
-		err = s.Update(t.Context(), object)
-	} else {
-		err = s.Create(t.Context(), object)
-	}
+		return s.Update(t.Context(), object)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
