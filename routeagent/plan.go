@@ -104,7 +104,7 @@ const (
 // Desired is what a node should have.
 type Desired struct {
 	State netstate.State
-	// Targets to probe; true: its path is in use.
+	// Targets to probe, and how.
 	Targets map[nodeprobe.Target]nodeprobe.Ask
 	// Problems that keep remote prefixes from being reached, in words, sorted.
 	Problems []string

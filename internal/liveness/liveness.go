@@ -53,7 +53,7 @@ const (
 	grace      = 25 * time.Millisecond
 	strangeRTT = time.Second
 	// The most that lateness counts, and in how many times itself it is forgotten: 350 ms in 10 s.
-	latest, forgets = 350 * time.Millisecond, 30
+	mostLate, forgets = 350 * time.Millisecond, 30
 
 	// stall is how late a probe may go out before we take it that we ourselves were stopped.
 	stall = 100 * time.Millisecond
@@ -258,7 +258,7 @@ func (p *Path) measure(rtt time.Duration, now time.Time) {
 
 // lateBy notes how much longer an answer took than others.
 func (p *Path) lateBy(d time.Duration, now time.Time) {
-	if d = min(d, latest); d >= p.lateness(now) {
+	if d = min(d, mostLate); d >= p.lateness(now) {
 		p.late, p.lateAt = d, now
 	}
 }

@@ -34,14 +34,14 @@ func RequireRoot(t testing.TB) {
 // emulated: this is the machine of test/vm, whose kernel has everything and whose one processor is emulated.
 func emulated() bool { return os.Getenv(plan.Env) != "" }
 
-// patience is how much longer a test waits than it says, before it is an error: other tests keep a machine busy, and the emulated
-// processor is a tenth of a real one, and shared by all that a test starts. What is waited for is reached there as well, only later.
-// Times that the programs promise stay as they are.
+// patience is how much longer a test waits than it says. The emulated processor is a tenth of a real one, and shared by all
+// that a test starts; what is waited for is reached there as well, only later. Times that the programs promise stay as
+// they are.
 func patience() time.Duration {
 	if emulated() {
-		return 6
+		return 4
 	}
-	return 3
+	return 1
 }
 
 // RequireKernel skips the test where the kernel lacks what it is about, which is where a script fails that tries it. In the
