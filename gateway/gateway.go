@@ -209,7 +209,7 @@ func Run(ctx context.Context, c Config) error {
 	defer stop()
 	defer context.AfterFunc(ctx, func() { g.leave(within, loop.Poke); stop() })()
 	group, running := errgroup.WithContext(within)
-	group.Go(func() error { return objects.Start(running) })
+	// Before they start: a cache that has been told to stop by now takes no handler.
 	if err := kube.PokeOn(running, objects, loop.Poke, &v1alpha1.Endpoint{}, &corev1.Node{}, &corev1.Service{}); err != nil {
 		return err
 	}
@@ -217,6 +217,7 @@ func Run(ctx context.Context, c Config) error {
 	if err := kube.PokeOn(running, objects, func() {}, &v1alpha1.Gateway{}); err != nil {
 		return err
 	}
+	group.Go(func() error { return objects.Start(running) })
 	registry, err := newRegistry(g)
 	if err != nil {
 		return err

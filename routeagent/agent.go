@@ -145,10 +145,11 @@ func Run(ctx context.Context, c Config) error {
 	within, stop := context.WithCancel(ctx)
 	defer stop()
 	group, running := errgroup.WithContext(within)
-	group.Go(func() error { return objects.Start(running) })
+	// Before they start: a cache that has been told to stop by now takes no handler.
 	if err := watch(running, objects, loop.Poke); err != nil {
 		return err
 	}
+	group.Go(func() error { return objects.Start(running) })
 	server := debug.Server{Address: c.HTTPAddress, Gatherer: agent.metrics.registry, Ready: agent.ready, Plan: agent.text,
 		JSON: map[string]func() any{routeview.Page: func() any { return agent.view() }}}
 	group.Go(func() error { return server.Run(running) })
@@ -220,7 +221,7 @@ func Cleanup(ctx context.Context, log *slog.Logger) error {
 	return err
 }
 
-// watch starts the watches. A Node is written every few minutes by its kubelet; only what a plan reads pokes.
+// watch prepares the watches. A Node is written every few minutes by its kubelet; only what a plan reads pokes.
 func watch(ctx context.Context, objects cache.Cache, poke func()) error {
 	if err := kube.PokeOn(ctx, objects, poke, &v1alpha1.Endpoint{}); err != nil {
 		return err

@@ -126,7 +126,12 @@ func TestSnapshotOfTheKernel(t *testing.T) {
 	netns.Sh(t, `ip link add eth0 type veth peer name pod0; ip addr add 172.18.0.2/24 dev eth0; ip addr add fd18::2/64 dev eth0 nodad
 		sysctl -qw net.ipv4.conf.eth0.rp_filter=1 net.ipv4.ip_forward=1`)
 	t.Cleanup(func() { netns.Sh(t, "ip link delete eth0") })
-	var s Snapshot
+	netns.Sh(t, `ip link set pod0 up; ip link set eth0 up
+		ip route add 10.8.2.0/24 via 172.18.0.3; ip route add 10.8.3.0/25 via 172.18.0.3; ip -6 route add fd00:8:2::/64 via fd18::3
+		ip route add 10.8.4.0/24 via 172.18.0.3 table 7; ip link set pod0 down`)
+	s := Snapshot{Nodes: []Node{
+		{Name: "n2", PodPrefixes: prefixes("10.8.2.0/24", "fd00:8:2::/64")}, {Name: "n3", PodPrefixes: prefixes("10.8.3.0/24")}, {Name: "n4", PodPrefixes: prefixes("10.8.4.0/24")},
+	}}
 	if err := s.kernel(map[string]int{"eth0": 0}); err != nil {
 		t.Fatal(err)
 	}
@@ -138,6 +143,9 @@ func TestSnapshotOfTheKernel(t *testing.T) {
 	compare := cmp.Comparer(func(a, b Link) bool { return fmt.Sprint(a) == fmt.Sprint(b) })
 	if diff := cmp.Diff(want, s.Links, compare); diff != "" {
 		t.Errorf("links (-want +got):\n%s", diff)
+	}
+	if want := prefixes("10.8.2.0/24", "fd00:8:2::/64"); !slices.Equal(want, s.MainRoutes) {
+		t.Errorf("pod CIDRs in the main table: %v, want %v", s.MainRoutes, want)
 	}
 	if !s.ForwardIPv4 || !s.IPv6 {
 		t.Errorf("forwards IPv4 %t, has IPv6 %t; want both", s.ForwardIPv4, s.IPv6)

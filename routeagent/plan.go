@@ -40,7 +40,7 @@ import (
 //
 // The answer goes by some gateway of c2 to some gateway of c1, each chosen by its sender, and from there by the CNI's own
 // route to A: that every node reaches every pod is what Kubernetes asks of a CNI. A client in a worker's host network has no pod address; it
-// gets that of the CNI's bridge on its node (SNAT in FASTNET-POSTROUTING), so that its answers find back the same way.
+// gets that of the CNI's bridge on its node, or that it will have (SNAT in FASTNET-POSTROUTING), so that its answers find back the same way.
 //
 // Behind every route stands a blackhole: while the gateway's device is away, or no gateway is known, packets for other
 // clusters are dropped here and never follow the default route into a network that must not see them.
@@ -189,6 +189,10 @@ func (p *planner) routes() {
 	ways := map[bool][]way{}
 	for _, v6 := range p.families() {
 		ways[v6] = p.ways(v6)
+		if addr := p.returnAddress(v6); addr != p.podAddress(v6) {
+			// What comes late, when connection tracking has forgotten whose answer it is, would take the default route.
+			p.state.Routes = append(p.state.Routes, netstate.Route{Dst: netip.PrefixFrom(addr, addr.BitLen()), Blackhole: true, Metric: BlackholeMetric})
+		}
 	}
 	if len(p.cables.Locals) == 0 {
 		p.problem("no gateway in this cluster yet: packets for other clusters are dropped")
@@ -606,7 +610,7 @@ func (p *planner) chains() {
 	// the way back.
 	passed := p.own != nil && len(p.cables.Locals) > 1
 	for _, v6 := range p.families() {
-		podAddr := p.podAddress(v6)
+		podAddr := p.returnAddress(v6)
 		var nat, filter, translated []string
 		asym := []string{"-m conntrack ! --ctstate INVALID -j RETURN"}
 		if self := p.node(p.Node); self != nil {
@@ -650,7 +654,7 @@ func (p *planner) chains() {
 			}
 		}
 		if !podAddr.IsValid() {
-			p.problem("no address of this node lies in the cluster's %s pod CIDR: clients in its host network cannot reach other clusters", familyName(v6))
+			p.problem("no address of this node lies in the cluster's %s pod CIDR, and none can be taken from the node's own: clients in its host network cannot reach other clusters", familyName(v6))
 		}
 		p.state.Chains = append(p.state.Chains,
 			netstate.Chain{IPv6: v6, Table: "nat", Name: chainNAT, Rules: nat},
@@ -689,6 +693,29 @@ func (p *planner) podAddress(v6 bool) netip.Addr {
 		}
 	}
 	return netip.Addr{}
+}
+
+// returnAddress is what packets of this node's own get as their source, so that answers find back to it. A bridge comes with the
+// node's first pod, so a node without pods has no address among them yet. It then has the one that the bridge will have: the
+// first of the node's own pod CIDR, which host-local keeps for it. No link needs to have it: the other nodes' routes bring the
+// answers here, and connection tracking gives them back their address before it is looked at. But a CNI may hand out pods'
+// addresses in ways of its own, and then this one may be a pod's on another node; so it is taken only where this node routes
+// another node's pod CIDR as it is.
+func (p *planner) returnAddress(v6 bool) netip.Addr {
+	self := p.node(p.Node)
+	if addr := p.podAddress(v6); addr.IsValid() || self == nil {
+		return addr
+	}
+	ofNode := slices.IndexFunc(self.PodPrefixes, func(prefix netip.Prefix) bool { return prefix.Addr().Is6() == v6 })
+	asAssigned := slices.ContainsFunc(p.Nodes, func(node Node) bool {
+		return node.Name != p.Node && slices.ContainsFunc(node.PodPrefixes, func(prefix netip.Prefix) bool {
+			return prefix.Addr().Is6() == v6 && slices.Contains(p.MainRoutes, prefix)
+		})
+	})
+	if ofNode < 0 || !asAssigned {
+		return netip.Addr{}
+	}
+	return self.PodPrefixes[ofNode].Masked().Addr().Next()
 }
 
 // sysctls loosen the reverse path filter where a packet may come in by another device than an answer to it would take,

@@ -90,6 +90,13 @@ func amongGateways(s *Snapshot) {
 	s.Links = append(s.Links, cableTo("c2.gw"), cableTo("c2.gw2"))
 }
 
+// withoutBridge is n1 before its first pod, where another node's pods are routed by its pod CIDRs.
+func withoutBridge(s *Snapshot) {
+	s.Links = s.Links[1:]
+	s.Nodes[0].PodPrefixes = prefixes("10.8.0.0/24", "fd00:8::/64")
+	s.MainRoutes = s.Nodes[0].PodPrefixes
+}
+
 // probed lets all paths to a gateway have that state, and the gateway that view.
 func probed(gateway string, state liveness.State, view *nodeprobe.View) func(*Snapshot) {
 	return func(s *Snapshot) {
@@ -225,6 +232,9 @@ func cases() map[string]Snapshot {
 		s.Links = s.Links[1:]
 		s.ForwardIPv4, s.ForwardIPv6 = false, false
 	})
+	add("no-pod-yet", withoutBridge)
+	add("no-pod-yet-on-gateway", asGateway, withoutBridge)
+	add("no-pod-yet-pods-elsewhere", withoutBridge, func(s *Snapshot) { s.MainRoutes = nil })
 	add("refused-cidrs", func(s *Snapshot) {
 		s.Endpoints[1].Spec.Prefixes = []string{"0.0.0.0/0", "10.8.7.0/24", "172.18.0.0/24", "fe80::/64", "::/0", "fd00:9::/32", "nonsense"}
 	})
@@ -285,7 +295,8 @@ func TestEveryRemotePrefixHasABlackhole(t *testing.T) {
 				t.Errorf("%s: no blackhole behind %s", name, route)
 			}
 			for _, own := range snapshot.Prefixes {
-				if route.Dst.Overlaps(own) {
+				// Of our own there is at most the one address of a node without pods.
+				if route.Dst.Overlaps(own) && !(route.Blackhole && route.Dst.IsSingleIP() && strings.HasPrefix(name, "no-pod-yet")) {
 					t.Errorf("%s: route %s covers our own %s", name, route, own)
 				}
 			}

@@ -2,6 +2,7 @@ package routeagent
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -35,6 +36,8 @@ type Snapshot struct {
 	Paths map[nodeprobe.Target]nodeprobe.Health
 	// InUse are the next hops of our routes in the kernel, by the routes' prefixes.
 	InUse map[netip.Prefix][]netstate.Nexthop
+	// MainRoutes are the nodes' pod CIDRs that the main table has routes for, as they are.
+	MainRoutes []netip.Prefix
 	// RPFilterAll is net.ipv4.conf.all.rp_filter.
 	RPFilterAll int
 	// IPv6 is switched on in the kernel.
@@ -117,6 +120,7 @@ func (s Snapshot) String() string {
 		fmt.Fprintf(&b, "path to %s (%s): %s since %s, rtt %s, loss %.0f %%, %s\n", target.Gateway, of, path.State,
 			path.Since.Format(time.RFC3339Nano), path.RTT.Round(time.Microsecond), 100*path.Loss, s.says(path.Seen))
 	}
+	fmt.Fprintf(&b, "pod CIDRs of nodes in the main table: %v\n", s.MainRoutes)
 	for _, link := range s.Links {
 		fmt.Fprintf(&b, "link %s: %s, mtu %d, addresses %v, rp_filter %d\n", link.Name, link.Kind, link.MTU, link.Addresses, link.RPFilter)
 	}
@@ -174,6 +178,9 @@ func (s *Snapshot) kernel(loosened map[string]int) error {
 		})
 	}
 	slices.SortFunc(s.Links, func(a, b Link) int { return strings.Compare(a.Name, b.Name) })
+	if err := s.mainRoutes(); err != nil {
+		return err
+	}
 	if s.RPFilterAll, err = netstate.RPFilter("all"); err != nil {
 		return err
 	}
@@ -182,6 +189,25 @@ func (s *Snapshot) kernel(loosened map[string]int) error {
 	if _, err := os.Stat("/proc/sys/net/ipv6/conf/all/disable_ipv6"); err == nil {
 		s.IPv6 = !procOne("/proc/sys/net/ipv6/conf/all/disable_ipv6")
 	}
+	return nil
+}
+
+func (s *Snapshot) mainRoutes() error {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // one of another node's is enough, and the next round looks again
+		return fmt.Errorf("list the routes of the main table: %w", err)
+	}
+	for _, route := range routes {
+		if route.Dst == nil {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(route.Dst.String())
+		if err == nil && slices.ContainsFunc(s.Nodes, func(node Node) bool { return slices.Contains(node.PodPrefixes, prefix) }) {
+			s.MainRoutes = append(s.MainRoutes, prefix)
+		}
+	}
+	slices.SortFunc(s.MainRoutes, netip.Prefix.Compare)
+	s.MainRoutes = slices.Compact(s.MainRoutes)
 	return nil
 }
 

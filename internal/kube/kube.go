@@ -71,8 +71,8 @@ func Config(kubeconfig, userAgent string) (*rest.Config, error) {
 	return config, nil
 }
 
-// PokeOn calls poke for every change of the objects' kinds that the cache sees. It starts their watches, and fails where
-// a kind is unknown to the scheme or to the mapper.
+// PokeOn calls poke for every change of the objects' kinds that the cache sees. Their watches begin with the
+// cache, or at once where it runs. It fails where a kind is unknown to the scheme or to the mapper, and once the cache has stopped.
 func PokeOn(ctx context.Context, objects cache.Cache, poke func(), kinds ...client.Object) error {
 	handler := toolscache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { poke() },

@@ -183,10 +183,10 @@ func TestStoryA3Reach(t *testing.T) {
 	tell(t, ctx, teller.Reach)
 }
 
-// TestHostNetworkClient: a process on a node, gateway or not, reaches the service too.
+// TestHostNetworkClient: a process on a node, gateway or not, with pods or without, reaches the service too.
 func TestHostNetworkClient(t *testing.T) {
 	ctx, teller := stage(t)
-	for _, node := range []string{"worker1", "worker2"} {
+	for _, node := range []string{"worker1", "worker2", "control"} {
 		for n, flag := range []string{"-4", "-6"} {
 			ip := must[string](t)(teller.Output(ctx, fmt.Sprintf("kubectl --context c1 -n sample get serviceimport whereami-cs -o jsonpath='{.spec.ips[%d]}'", n)))
 			url := "http://" + ip

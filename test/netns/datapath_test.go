@@ -521,6 +521,22 @@ func testDataPath(t *testing.T, driver string) {
 			w.expect(t, w.nodes[pair[0]], to.pod6(), plain(fmt.Sprintf("fd00:%d:%d::1", from.range4(), from.pods)), w.mtu()-60)
 		}
 	})
+	t.Run("clients in the host network of nodes without pods too", func(t *testing.T) {
+		for _, name := range []string{"w1", "g1"} { // the other two have an address among the pods on their overlay too
+			from, to := nodes[name], nodes["w2"]
+			w.agents[name].Kill() // a question as of a pod, when its bridge has lost its address, would have its answer go astray
+			w.nodes[name].Sh(t, "ip addr flush dev cni0 scope global")
+			w.startAgent(name)
+			Eventually(t, 10*time.Second, "the agent plans without an address among the pods", func() error {
+				_, err := w.nodes[name].Try(fmt.Sprintf("ip route show table 64087 | grep -qF 'blackhole 10.%[1]d.%[2]d.1 ' && ip -6 route show table 64087 | grep -qF 'blackhole %[3]s '",
+					from.range4(), from.pods, plain(fmt.Sprintf("fd00:%d:%d::1", from.range4(), from.pods))))
+				return err
+			})
+			w.expect(t, w.nodes[name], to.pod4(), fmt.Sprintf("10.%d.%d.1", from.range4(), from.pods), w.mtu()-40)
+			w.expect(t, w.nodes[name], to.pod6(), plain(fmt.Sprintf("fd00:%d:%d::1", from.range4(), from.pods)), w.mtu()-60)
+			w.nodes[name].Sh(t, fmt.Sprintf("ip addr add 10.%[1]d.%[2]d.1/24 dev cni0; ip addr add fd00:%[1]d:%[2]d::1/64 dev cni0 nodad", from.range4(), from.pods))
+		}
+	})
 	t.Run("direct on one segment, VXLAN on two", func(t *testing.T) {
 		for node, want := range map[string]string{
 			"w1": "via 172.31.1.2 dev eth0 proto 250 metric 50", "w2": "via inet6 fe80:", "g1": "dev " + cables.LinkName(driver, "c2.g2"),
