@@ -274,6 +274,14 @@ func (t *target) last(name string) (written, bool) {
 	return w, ok && t.now().Sub(w.at) <= writtenFor
 }
 
+// unseen is our last write to an object, where the watch still has one from before it, else nil.
+func (t *target) unseen(observed client.Object) client.Object {
+	if w, ok := t.last(nameOf(observed)); ok && slices.Contains(w.before, observed.GetResourceVersion()) {
+		return w.after
+	}
+	return nil
+}
+
 func (t *target) forget(name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -16,6 +16,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -147,6 +148,62 @@ func TestApplyGoesOnAfterARefusal(t *testing.T) {
 	if got, want := slicesIn(t, s), "good=10.0.0.2"; got != want {
 		t.Errorf("holds %s, want %s", got, want)
 	}
+}
+
+// What a status said is not taken back by a round whose watch has not told of it yet.
+func TestStatusIsNotTakenBackByAWatchThatLags(t *testing.T) {
+	w := newWorld(t)
+	s := w.server("c1", dual, decode(t, w.scheme, []byte(inEveryCluster+exported))...)
+	w.server("broker", dual, decode(t, w.scheme, []byte(onTheBroker))...)
+	a := w.agent(t, "c1")
+	key := client.ObjectKey{Namespace: "sample", Name: "web"}
+	export := &mcsv1beta1.ServiceExport{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
+	if err := client.IgnoreAlreadyExists(s.Create(t.Context(), export)); err != nil {
+		t.Fatal(err)
+	}
+	round := func(rounds ...func(context.Context, scope) (time.Duration, error)) (ready metav1.Condition) {
+		t.Helper()
+		for _, round := range rounds {
+			if _, err := round(t.Context(), key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Get(t.Context(), key, export); err != nil {
+			t.Fatal(err)
+		}
+		return *meta.FindStatusCondition(export.Status.Conditions, string(mcsv1beta1.ServiceExportConditionReady))
+	}
+	if ready := round(a.importRound); ready.Reason != string(mcsv1beta1.ServiceExportReasonPending) {
+		t.Fatalf("before the broker has it: %+v", ready)
+	}
+	a.config.Reader = lagging{a.config.Reader, export.DeepCopy()}
+	before := round(a.exportRound, a.importRound)
+	if before.Status != metav1.ConditionTrue {
+		t.Fatalf("when the broker has it: %+v", before)
+	}
+	version := export.ResourceVersion
+	backend := sliceOf("another", "10.8.0.77")
+	backend.Labels = map[string]string{discoveryv1.LabelServiceName: "web"}
+	if err := s.Create(t.Context(), backend); err != nil {
+		t.Fatal(err)
+	}
+	if after := round(a.importRound, a.exportRound, a.importRound); export.ResourceVersion != version {
+		t.Errorf("a new backend changed the status from %+v to %+v", before, after)
+	}
+}
+
+// lagging is a reader whose watch has not told of a ServiceExport's last change.
+type lagging struct {
+	client.Reader
+	export *mcsv1beta1.ServiceExport
+}
+
+func (l lagging) Get(ctx context.Context, key client.ObjectKey, into client.Object, options ...client.GetOption) error {
+	if export, ok := into.(*mcsv1beta1.ServiceExport); ok {
+		l.export.DeepCopyInto(export)
+		return nil
+	}
+	return l.Reader.Get(ctx, key, into, options...)
 }
 
 // What the broker refuses shows in the export's status.

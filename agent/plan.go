@@ -203,7 +203,7 @@ func (p *Plan) exportStatus(s *Snapshot, key clusterset.Key, e export, has publi
 		}
 	} else {
 		service, endpoints := p.publish(s, e.contribution)
-		if ready := readiness(s, s.Exports[key], has, service, endpoints); ready != nil {
+		if ready := readiness(s, cmp.Or(s.Told[key], s.Exports[key]), has, service, endpoints); ready != nil {
 			status.Conditions = append(status.Conditions, *ready)
 		}
 		if s.Broker.Synced { // else nobody knows what the others export

@@ -31,8 +31,11 @@ type Snapshot struct {
 	// Namespaces that exist and are not being deleted.
 	Namespaces map[string]bool
 	Exports    map[clusterset.Key]*mcsv1beta1.ServiceExport
-	Imports    map[clusterset.Key]*mcsv1beta1.ServiceImport
-	Services   map[clusterset.Key]*corev1.Service
+	// Told are Exports as we have written them last, where the watch does not tell of that yet. What their status says is from there: a
+	// round on the one before would take back what was said.
+	Told     map[clusterset.Key]*mcsv1beta1.ServiceExport
+	Imports  map[clusterset.Key]*mcsv1beta1.ServiceImport
+	Services map[clusterset.Key]*corev1.Service
 	// Slices are all EndpointSlices but our own, by the Service that they belong to. OwnSlices are ours, by the import that
 	// they belong to; those that are there for kube-proxy alone belong to none, the name is empty.
 	Slices    map[clusterset.Key][]*discoveryv1.EndpointSlice
@@ -76,6 +79,11 @@ func (a *Agent) snapshot(ctx context.Context, of *scope) (*Snapshot, error) {
 		s.Broker = a.config.Records.Service(*of)
 		read.namespace(ctx, s, of.Namespace)
 		read.service(ctx, s, *of)
+		if e := s.Exports[*of]; e != nil {
+			if told, ok := a.local.unseen(e).(*mcsv1beta1.ServiceExport); ok {
+				s.Told = map[clusterset.Key]*mcsv1beta1.ServiceExport{*of: told}
+			}
+		}
 		s.Reach, err = a.reach.settled(ctx)
 	}
 	a.mu.Lock()
