@@ -65,41 +65,50 @@ func tuneMemory() {
 	}
 }
 
-// calm is for how many seconds no garbage is collected before what is free goes back to the system.
-const calm = 5
+// A second is quiet in which no garbage is collected and less than idle allocated. After calm of them, what is free goes back to the
+// system. The amount counts too, since under a load that holds much, as a goroutine for each of 100,000 packets, half a minute may pass
+// from one collection to the next, and the load may be over by then. It is what 1,000 queries a second take.
+const (
+	calm = 5
+	idle = 4 << 20
+)
 
 // returnMemory gives memory back once the load is over for which it was taken. Go by itself keeps it until the collection after next,
-// and without queries the next is minutes away. A server whose load has garbage collected more often than that never comes here; any
-// other is at most charged with a collection, some tens of milliseconds, for each that it had anyway.
+// and without queries the next is minutes away. A server with a load that is never quiet for so long never comes here; any
+// other is at most charged with a collection, some tens of milliseconds, for each that it had anyway, and for each burst.
 func returnMemory(tick <-chan time.Time) {
-	l := load{collected: collections()}
+	l := load{before: used()}
 	for range tick {
-		if l.over(collections()) {
+		if l.over(used()) {
 			debug.FreeOSMemory()
-			l.collected = collections() // that has collected, too
+			l.before = used() // that has collected, too
 		}
 	}
 }
 
-// load is told each second how often garbage was collected.
+// load is told each second what was used.
 type load struct {
-	collected uint64
-	quiet     int // seconds since then
+	before usage
+	quiet  int // seconds
 }
 
 // over reports, once, that a load is over.
-func (l *load) over(collected uint64) bool {
-	if collected != l.collected {
-		l.collected, l.quiet = collected, 0
+func (l *load) over(now usage) bool {
+	busy := now.collections != l.before.collections || now.allocated-l.before.allocated >= idle
+	l.before = now
+	if busy {
+		l.quiet = 0
 		return false
 	}
 	l.quiet++
 	return l.quiet == calm
 }
 
-// collections counts how often garbage was collected.
-func collections() uint64 {
-	sample := []metrics.Sample{{Name: "/gc/cycles/total:gc-cycles"}}
-	metrics.Read(sample)
-	return sample[0].Value.Uint64()
+// usage is how often garbage was collected since the start, and how many bytes were allocated.
+type usage struct{ collections, allocated uint64 }
+
+func used() usage {
+	samples := []metrics.Sample{{Name: "/gc/cycles/total:gc-cycles"}, {Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(samples)
+	return usage{samples[0].Value.Uint64(), samples[1].Value.Uint64()}
 }

@@ -233,18 +233,17 @@ func TestTuneMemory(t *testing.T) {
 	}
 }
 
-// TestLoadIsOver: once for each load, and once after the start; never while garbage is collected.
+// TestLoadIsOver: once for each load, and once after the start; never while garbage is collected or much is allocated.
 func TestLoadIsOver(t *testing.T) {
 	var l load
-	var count uint64
-	pass := func(seconds int, collects bool, want int) {
+	var now usage
+	pass := func(seconds int, collections, allocated uint64, want int) {
 		t.Helper()
 		over := 0
 		for range seconds {
-			if collects {
-				count++
-			}
-			if l.over(count) {
+			now.collections += collections
+			now.allocated += allocated
+			if l.over(now) {
 				over++
 			}
 		}
@@ -252,9 +251,11 @@ func TestLoadIsOver(t *testing.T) {
 			t.Errorf("over %d times in %d s, want %d", over, seconds, want)
 		}
 	}
-	pass(calm-1, false, 0)
-	pass(10, true, 0)
-	pass(10*calm, false, 1)
-	pass(1, true, 0)
-	pass(calm, false, 1)
+	pass(calm-1, 0, idle/2, 0)
+	pass(10, 1, idle/2, 0)
+	pass(10*calm, 0, idle/2, 1)
+	pass(1, 1, 0, 0)
+	pass(calm, 0, 0, 1)
+	pass(10*calm, 0, 10*idle, 0) // a load that holds so much that nothing is collected
+	pass(10*calm, 0, idle/2, 1)
 }

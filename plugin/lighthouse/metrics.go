@@ -10,7 +10,7 @@ import (
 )
 
 // The metrics are the process's, like those of every CoreDNS plugin: the *prometheus* plugin serves the default registry,
-// and counters go on over a reload. The values of every label are a fixed few.
+// and counters go on over a reload. The values of every label are a fixed few; servers are those of the Corefile.
 var (
 	answersTotal = promauto.NewCounterVec(prometheus.CounterOpts{
 		Namespace: plugin.Namespace,
@@ -18,6 +18,13 @@ var (
 		Name:      "answers_total",
 		Help:      "Replies of the plugin, by what the name was and by response code.",
 	}, []string{"kind", "rcode"})
+
+	repliesDropped = promauto.NewCounterVec(prometheus.CounterOpts{
+		Namespace: plugin.Namespace,
+		Subsystem: pluginName,
+		Name:      "replies_dropped_total",
+		Help:      "Replies, of all plugins, that were not sent because too many waited for their UDP socket.",
+	}, []string{"server"})
 
 	servicesHeld = promauto.NewGaugeVec(prometheus.GaugeOpts{
 		Namespace: plugin.Namespace,

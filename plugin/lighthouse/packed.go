@@ -2,6 +2,7 @@ package lighthouse
 
 import (
 	"encoding/binary"
+	"io"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -22,9 +23,12 @@ import (
 //
 // They may where the writer is the server's own. A plugin that reads or changes replies, such as cache, loadbalance,
 // prometheus or log, puts a writer of its own before it, and gets a message; shed puts one behind it.
-func packed(w dns.ResponseWriter, query *dns.Msg) (to dns.ResponseWriter, size int, opt *dns.OPT, ok bool) {
+func packed(w dns.ResponseWriter, query *dns.Msg) (to io.Writer, size int, opt *dns.OPT, ok bool) {
 	scrub, ok := w.(*request.ScrubWriter)
-	if !ok || !isServerWriter(scrub.ResponseWriter) || query.Opcode != dns.OpcodeQuery || len(query.Question) != 1 {
+	if !ok {
+		return nil, 0, nil, false
+	}
+	if to = writerBehind(scrub.ResponseWriter); to == nil || query.Opcode != dns.OpcodeQuery || len(query.Question) != 1 {
 		return nil, 0, nil, false
 	}
 	switch len(query.Extra) {
@@ -45,22 +49,30 @@ func packed(w dns.ResponseWriter, query *dns.Msg) (to dns.ResponseWriter, size i
 	if opt != nil {
 		advertised = opt.UDPSize()
 	}
-	return scrub.ResponseWriter, int(edns.Size(state.Proto(), advertised)), opt, true
+	return to, int(edns.Size(state.Proto(), advertised)), opt, true
 }
 
-// isServerWriter tells whether w is the writer of dns.Server, to UDP, TCP or TLS, and sends the bytes it is given as they are. Its
-// type has no name outside its package. Behind it may stand another one, as of the plugin *shed*, that only messages go through.
-func isServerWriter(w dns.ResponseWriter) bool {
+// writerBehind is where the writer of dns.Server, to UDP, TCP or TLS, sends the bytes of its messages; nil where w is another writer, or where
+// one that is not ours stands behind it, as that of the plugin *shed*, which only messages go through. The type has no name outside its package.
+func writerBehind(w dns.ResponseWriter) io.Writer {
 	v := reflect.ValueOf(w)
 	known := serverWriter.Load()
 	if known == nil || known.pointer != v.Type() {
 		if known = serverWriterOf(v.Type()); known == nil {
-			return false
+			return nil
 		}
 		serverWriter.Store(known)
 	}
 	behind := v.Elem().Field(known.behind)
-	return behind.Kind() == reflect.Interface && behind.Elem().Kind() == reflect.Pointer && behind.Elem().UnsafePointer() == v.UnsafePointer()
+	switch {
+	case behind.Kind() != reflect.Interface || behind.Elem().Kind() != reflect.Pointer:
+		return nil
+	case behind.Elem().UnsafePointer() == v.UnsafePointer():
+		return w
+	case behind.Elem().Type() == reflect.TypeFor[*socketWriter]():
+		return (*socketWriter)(behind.Elem().UnsafePointer())
+	}
+	return nil
 }
 
 // serverWriter is what was found out about the one type of writer that there is.

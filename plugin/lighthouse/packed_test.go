@@ -213,6 +213,47 @@ func TestPackedNotPastTheServer(t *testing.T) {
 	}
 }
 
+// TestPackedThroughOurBound: the writer that bounds those that wait takes bytes too, and they pass it.
+func TestPackedThroughOurBound(t *testing.T) {
+	l := newTestPlugin(newTestWorld(t, shop))
+	packet, err := net.ListenPacket("udp", net.JoinHostPort(loopback(), "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dropped := 0
+	bound := &socket{drop: func() { dropped++ }}
+	bound.waiting.Store(maxWaiting) // full
+	started, ended := make(chan struct{}), make(chan error, 1)
+	server := &dns.Server{
+		PacketConn: packet, NotifyStartedFunc: func() { close(started) }, DecorateWriter: bound.writer,
+		Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
+			scrub := request.NewScrubWriter(r, w)
+			if to, _, _, ok := packed(scrub, r); !ok || to.(*socketWriter).socket != bound {
+				t.Errorf("bytes may be written: %t, to %T; want to our writer", ok, to)
+			}
+			l.ServeDNS(context.Background(), scrub, r) // dropped
+			bound.waiting.Store(0)
+			l.ServeDNS(context.Background(), scrub, r)
+		}),
+	}
+	go func() { ended <- server.ActivateAndServe() }()
+	<-started
+	defer func() {
+		server.Shutdown()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if dropped != 1 {
+			t.Errorf("%d replies were dropped, want 1", dropped)
+		}
+	}()
+	query := new(dns.Msg)
+	query.SetQuestion("web.shop.svc."+testZone, dns.TypeA)
+	if reply, err := dns.Exchange(query, packet.LocalAddr().String()); err != nil || len(reply.Answer) != 1 {
+		t.Errorf("got %v, %v", reply, err)
+	}
+}
+
 type countingWriter struct {
 	dns.Writer
 	written *atomic.Int32

@@ -99,7 +99,11 @@ func setup(c *caddy.Controller) error {
 	// watches do not hold the plugin, so it becomes garbage, and takes them with it.
 	runtime.AddCleanup(l, func(src *source) { go src.stop() }, src)
 
-	dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler {
+	config := dnsserver.GetConfig(c)
+	if config.UDPDecorateWriterFunc == nil {
+		config.UDPDecorateWriterFunc = boundWaiting
+	}
+	config.AddPlugin(func(next plugin.Handler) plugin.Handler {
 		l.Next = next
 		return l
 	})

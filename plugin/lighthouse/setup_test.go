@@ -1,6 +1,7 @@
 package lighthouse
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/miekg/dns"
 )
 
 func TestParse(t *testing.T) {
@@ -142,6 +144,25 @@ func TestSetup(t *testing.T) {
 	if l, ok := plugins[0](nil).(*Lighthouse); !ok || l.Ready() {
 		t.Errorf("got %v, want a Lighthouse that is not ready", l)
 	}
+	if dnsserver.GetConfig(c).UDPDecorateWriterFunc == nil {
+		t.Error("nothing bounds those that wait for a socket")
+	}
+}
+
+// TestSetupBesideShed: where the plugin *shed* writes replies to UDP, it goes on to.
+func TestSetupBesideShed(t *testing.T) {
+	c := caddy.NewTestController("dns", "lighthouse clusterset.local {\nkubeconfig "+writeKubeconfig(t, "http://127.0.0.1:1")+"\n}")
+	sheds := errors.New("this is shed's")
+	dnsserver.GetConfig(c).UDPDecorateWriterFunc = func(*dnsserver.Server) dns.DecorateWriter { panic(sheds) }
+	if err := setup(c); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if got := recover(); got != sheds {
+			t.Errorf("replies are written by %v, want %v", got, sheds)
+		}
+	}()
+	dnsserver.GetConfig(c).UDPDecorateWriterFunc(nil)
 }
 
 func TestServerAddresses(t *testing.T) {
