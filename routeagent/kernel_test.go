@@ -128,7 +128,7 @@ func TestSnapshotOfTheKernel(t *testing.T) {
 	t.Cleanup(func() { netns.Sh(t, "ip link delete eth0") })
 	netns.Sh(t, `ip link set pod0 up; ip link set eth0 up
 		ip route add 10.8.2.0/24 via 172.18.0.3; ip route add 10.8.3.0/25 via 172.18.0.3; ip -6 route add fd00:8:2::/64 via fd18::3
-		ip route add 10.8.4.0/24 via 172.18.0.3 table 7; ip link set pod0 down`)
+		ip route add 10.8.4.0/24 via 172.18.0.3 table 7; ip route add 10.8.4.1 via 172.18.0.3; ip route add 10.8.4.2 via 172.18.0.3; ip link set pod0 down`)
 	s := Snapshot{Nodes: []Node{
 		{Name: "n2", PodPrefixes: prefixes("10.8.2.0/24", "fd00:8:2::/64")}, {Name: "n3", PodPrefixes: prefixes("10.8.3.0/24")}, {Name: "n4", PodPrefixes: prefixes("10.8.4.0/24")},
 	}}
@@ -144,7 +144,7 @@ func TestSnapshotOfTheKernel(t *testing.T) {
 	if diff := cmp.Diff(want, s.Links, compare); diff != "" {
 		t.Errorf("links (-want +got):\n%s", diff)
 	}
-	if want := prefixes("10.8.2.0/24", "fd00:8:2::/64"); !slices.Equal(want, s.MainRoutes) {
+	if want := prefixes("10.8.2.0/24", "10.8.4.1/32", "fd00:8:2::/64"); !slices.Equal(want, s.MainRoutes) {
 		t.Errorf("pod CIDRs in the main table: %v, want %v", s.MainRoutes, want)
 	}
 	if !s.ForwardIPv4 || !s.IPv6 {

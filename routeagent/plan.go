@@ -699,8 +699,8 @@ func (p *planner) podAddress(v6 bool) netip.Addr {
 // node's first pod, so a node without pods has no address among them yet. It then has the one that the bridge will have: the
 // first of the node's own pod CIDR, which host-local keeps for it. No link needs to have it: the other nodes' routes bring the
 // answers here, and connection tracking gives them back their address before it is looked at. But a CNI may hand out pods'
-// addresses in ways of its own, and then this one may be a pod's on another node; so it is taken only where this node routes
-// another node's pod CIDR as it is.
+// addresses in ways of its own, and then this one may be a pod's; so it is taken only where this node routes another node's pod CIDR as it
+// is, and has no route to that very address.
 func (p *planner) returnAddress(v6 bool) netip.Addr {
 	self := p.node(p.Node)
 	if addr := p.podAddress(v6); addr.IsValid() || self == nil {
@@ -715,7 +715,11 @@ func (p *planner) returnAddress(v6 bool) netip.Addr {
 	if ofNode < 0 || !asAssigned {
 		return netip.Addr{}
 	}
-	return self.PodPrefixes[ofNode].Masked().Addr().Next()
+	addr := self.PodPrefixes[ofNode].Masked().Addr().Next()
+	if slices.Contains(p.MainRoutes, netip.PrefixFrom(addr, addr.BitLen())) {
+		return netip.Addr{}
+	}
+	return addr
 }
 
 // sysctls loosen the reverse path filter where a packet may come in by another device than an answer to it would take,

@@ -234,6 +234,9 @@ func cases() map[string]Snapshot {
 	})
 	add("no-pod-yet", withoutBridge)
 	add("no-pod-yet-on-gateway", asGateway, withoutBridge)
+	add("no-pod-yet-first-address-is-a-pods", withoutBridge, func(s *Snapshot) {
+		s.MainRoutes = append(s.MainRoutes, prefixes("10.8.1.1/32", "fd00:8:1::1/128")...)
+	})
 	add("no-pod-yet-pods-elsewhere", withoutBridge, func(s *Snapshot) { s.MainRoutes = nil })
 	add("refused-cidrs", func(s *Snapshot) {
 		s.Endpoints[1].Spec.Prefixes = []string{"0.0.0.0/0", "10.8.7.0/24", "172.18.0.0/24", "fe80::/64", "::/0", "fd00:9::/32", "nonsense"}

@@ -36,7 +36,7 @@ type Snapshot struct {
 	Paths map[nodeprobe.Target]nodeprobe.Health
 	// InUse are the next hops of our routes in the kernel, by the routes' prefixes.
 	InUse map[netip.Prefix][]netstate.Nexthop
-	// MainRoutes are the nodes' pod CIDRs that the main table has routes for, as they are.
+	// MainRoutes are the routes of the main table to a node's pod CIDR as it is, or to the first address in one.
 	MainRoutes []netip.Prefix
 	// RPFilterAll is net.ipv4.conf.all.rp_filter.
 	RPFilterAll int
@@ -120,7 +120,7 @@ func (s Snapshot) String() string {
 		fmt.Fprintf(&b, "path to %s (%s): %s since %s, rtt %s, loss %.0f %%, %s\n", target.Gateway, of, path.State,
 			path.Since.Format(time.RFC3339Nano), path.RTT.Round(time.Microsecond), 100*path.Loss, s.says(path.Seen))
 	}
-	fmt.Fprintf(&b, "pod CIDRs of nodes in the main table: %v\n", s.MainRoutes)
+	fmt.Fprintf(&b, "main table, as far as it matters: %v\n", s.MainRoutes)
 	for _, link := range s.Links {
 		fmt.Fprintf(&b, "link %s: %s, mtu %d, addresses %v, rp_filter %d\n", link.Name, link.Kind, link.MTU, link.Addresses, link.RPFilter)
 	}
@@ -202,13 +202,21 @@ func (s *Snapshot) mainRoutes() error {
 			continue
 		}
 		prefix, err := netip.ParsePrefix(route.Dst.String())
-		if err == nil && slices.ContainsFunc(s.Nodes, func(node Node) bool { return slices.Contains(node.PodPrefixes, prefix) }) {
+		if err == nil && s.matters(prefix) {
 			s.MainRoutes = append(s.MainRoutes, prefix)
 		}
 	}
 	slices.SortFunc(s.MainRoutes, netip.Prefix.Compare)
 	s.MainRoutes = slices.Compact(s.MainRoutes)
 	return nil
+}
+
+func (s *Snapshot) matters(route netip.Prefix) bool {
+	return slices.ContainsFunc(s.Nodes, func(node Node) bool {
+		return slices.ContainsFunc(node.PodPrefixes, func(pods netip.Prefix) bool {
+			return route == pods || route.IsSingleIP() && route.Addr() == pods.Masked().Addr().Next()
+		})
+	})
 }
 
 func procOne(path string) bool {
