@@ -313,6 +313,9 @@ func nameOf(object client.Object) string {
 	return kindOf(object) + " " + client.ObjectKeyFromObject(object).String()
 }
 
+// updateStatus is the verb of a write of a status. There is nothing wrong where its object was deleted a moment ago.
+const updateStatus = "update status of"
+
 // do makes one write and notes how it went. It reports whether it went well.
 func (r *round) do(ctx context.Context, verb string, object client.Object, write func(context.Context) error) bool {
 	if r.away || ctx.Err() != nil {
@@ -324,6 +327,10 @@ func (r *round) do(ctx context.Context, verb string, object client.Object, write
 	r.count(verb, object, err != nil)
 	if err == nil {
 		return true
+	}
+	if apierrors.IsNotFound(err) && verb == updateStatus {
+		r.lookAgain(writtenFor) // deleted, and the watch is about to say so
+		return false
 	}
 	var answered apierrors.APIStatus
 	r.away = !errors.As(err, &answered)

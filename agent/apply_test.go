@@ -158,7 +158,7 @@ func TestStatusIsNotTakenBackByAWatchThatLags(t *testing.T) {
 	a := w.agent(t, "c1")
 	key := client.ObjectKey{Namespace: "sample", Name: "web"}
 	export := &mcsv1beta1.ServiceExport{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
-	if err := client.IgnoreAlreadyExists(s.Create(t.Context(), export)); err != nil {
+	if err := s.Create(t.Context(), export); err != nil {
 		t.Fatal(err)
 	}
 	round := func(rounds ...func(context.Context, scope) (time.Duration, error)) (ready metav1.Condition) {
@@ -189,6 +189,26 @@ func TestStatusIsNotTakenBackByAWatchThatLags(t *testing.T) {
 	}
 	if after := round(a.importRound, a.exportRound, a.importRound); export.ResourceVersion != version {
 		t.Errorf("a new backend changed the status from %+v to %+v", before, after)
+	}
+}
+
+// An export that is deleted while its status is written is no error: the watch is about to say so.
+func TestStatusOfADeletedExport(t *testing.T) {
+	w := newWorld(t)
+	s := w.server("c1", dual, decode(t, w.scheme, []byte(inEveryCluster+exported))...)
+	w.server("broker", dual, decode(t, w.scheme, []byte(onTheBroker))...)
+	a := w.agent(t, "c1")
+	key := client.ObjectKey{Namespace: "sample", Name: "web"}
+	export := &mcsv1beta1.ServiceExport{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
+	if err := s.Create(t.Context(), export); err != nil {
+		t.Fatal(err)
+	}
+	a.config.Reader = lagging{a.config.Reader, export.DeepCopy()}
+	if err := s.Delete(t.Context(), export); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := a.importRound(t.Context(), key); err != nil || again <= 0 {
+		t.Errorf("got %v, and looks again after %s; want no error, and another look", err, again)
 	}
 }
 

@@ -22,7 +22,7 @@ func (a *Agent) putImportStatus(ctx context.Context, r *round, current, want *mc
 		return
 	}
 	changed = changed.DeepCopy()
-	if r.do(ctx, "update status of", changed, func(ctx context.Context) error { return r.writer.Status().Update(ctx, changed) }) {
+	if r.do(ctx, updateStatus, changed, func(ctx context.Context) error { return r.writer.Status().Update(ctx, changed) }) {
 		r.note(nameOf(changed), current.ResourceVersion, changed)
 	}
 }
@@ -39,7 +39,7 @@ func (a *Agent) putExportStatus(ctx context.Context, r *round, observed *mcsv1be
 	if equality.Semantic.DeepEqual(have.Status, changed.Status) {
 		return
 	}
-	if !r.do(ctx, "update status of", changed, func(ctx context.Context) error { return r.writer.Status().Update(ctx, changed) }) {
+	if !r.do(ctx, updateStatus, changed, func(ctx context.Context) error { return r.writer.Status().Update(ctx, changed) }) {
 		return
 	}
 	r.note(nameOf(changed), have.ResourceVersion, changed)
