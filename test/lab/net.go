@@ -47,20 +47,36 @@ func ownedNamespaces() ([]string, error) {
 
 // inSpace calls f on a thread that is in the named network namespace.
 func inSpace(name string, f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		// The thread is not unlocked: it ends with the goroutine, and no other code ever runs in the namespace.
-		runtime.LockOSThread()
+	return onThread(func() error {
 		space, err := netns.GetFromName(name)
 		if err == nil {
 			defer space.Close()
 			err = netns.Set(space)
 		}
 		if err != nil {
-			result <- fmt.Errorf("enter network namespace %s: %w", name, err)
+			return fmt.Errorf("enter network namespace %s: %w", name, err)
+		}
+		return f()
+	})
+}
+
+// onThread calls f, which may change the network namespace of its thread. The thread goes back: the main thread could not end with its
+// goroutine, and it is by that one that a process is taken for one of a namespace, and killed with it.
+func onThread(f func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		own, err := netns.Get()
+		if err != nil {
+			result <- err
 			return
 		}
-		result <- f()
+		defer own.Close()
+		err = f()
+		if netns.Set(own) == nil {
+			runtime.UnlockOSThread()
+		}
+		result <- err
 	}()
 	return <-result
 }
@@ -73,16 +89,14 @@ func ensureSpace(name string) error {
 		return nil
 	}
 	_ = os.Remove(path) // a plain file: the mount on it never came about
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked, as in inSpace: the thread ends up in the new namespace
+	err := onThread(func() error {
 		space, err := netns.NewNamed(name)
 		if err == nil {
 			space.Close()
 		}
-		result <- err
-	}()
-	if err := <-result; err != nil {
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("make network namespace %s: %w", name, err)
 	}
 	return nil

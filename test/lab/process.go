@@ -81,7 +81,7 @@ func (p process) signal(signal unix.Signal) error {
 	return nil
 }
 
-// processes lists the living processes for which match says yes. It is given the folder /proc/PID.
+// processes lists the living processes but this one for which match says yes. It is given the folder /proc/PID.
 func processes(match func(folder string) bool) ([]processInfo, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -90,7 +90,7 @@ func processes(match func(folder string) bool) ([]processInfo, error) {
 	var found []processInfo
 	for _, entry := range entries {
 		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
+		if err != nil || pid == os.Getpid() {
 			continue
 		}
 		folder := filepath.Join("/proc", entry.Name())
@@ -124,11 +124,7 @@ func ownedProcesses() ([]processInfo, error) {
 	if own, err := inode("/proc/self/ns/net"); err == nil {
 		delete(spaces, own) // never the machine's own, should a leftover file name no other namespace
 	}
-	self := strconv.Itoa(os.Getpid())
 	return processes(func(folder string) bool {
-		if filepath.Base(folder) == self {
-			return false
-		}
 		groups, _ := os.ReadFile(filepath.Join(folder, "cgroup"))
 		if inOwnGroup(string(groups)) {
 			return true

@@ -3,6 +3,8 @@ package lab
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -71,5 +73,36 @@ func TestInOwnGroup(t *testing.T) {
 		if got := inOwnGroup(text); got != want {
 			t.Errorf("inOwnGroup(%q) = %v", text, got)
 		}
+	}
+}
+
+// TestThreadsComeBack: whichever thread was in another network namespace, the main one included, by which a process is taken for one of a
+// namespace, is in its own afterwards.
+func TestThreadsComeBack(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	own, err := inode("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 500 {
+		if err := onThread(func() error { return unix.Unshare(unix.CLONE_NEWNET) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+	if err != nil || len(threads) == 0 {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		if space, err := inode(thread); err == nil && space != own {
+			t.Errorf("%s is in another network namespace", thread)
+		}
+	}
+	if all, err := processes(func(folder string) bool {
+		return inNetwork(folder, own) && filepath.Base(folder) == strconv.Itoa(os.Getpid())
+	}); err != nil || len(all) > 0 {
+		t.Errorf("this process is listed: %v, %v", all, err)
 	}
 }

@@ -15,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
@@ -286,41 +285,10 @@ func (l *Lab) startInit(spec nodeSpec, specFile, space string) (*os.Process, err
 	if space == "" {
 		err = cmd.Start()
 	} else {
-		err = startIn(space, cmd)
+		err = inSpace(space, cmd.Start) // a child is born where the thread that forks it is
 	}
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	return cmd.Process, nil
-}
-
-// startIn starts a command in a network namespace: a child is born where the thread that forks it is. The thread goes
-// back, since a child may not outlive the thread of its birth in every respect (PR_SET_PDEATHSIG).
-func startIn(space string, cmd *exec.Cmd) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		own, err := netns.Get()
-		if err != nil {
-			result <- err
-			return
-		}
-		defer own.Close()
-		there, err := netns.GetFromName(space)
-		if err != nil {
-			result <- err
-			return
-		}
-		defer there.Close()
-		if err := netns.Set(there); err != nil {
-			result <- err
-			return
-		}
-		err = cmd.Start()
-		if netns.Set(own) == nil {
-			runtime.UnlockOSThread()
-		}
-		result <- err
-	}()
-	return <-result
 }
