@@ -313,8 +313,13 @@ func nameOf(object client.Object) string {
 	return kindOf(object) + " " + client.ObjectKeyFromObject(object).String()
 }
 
-// updateStatus is the verb of a write of a status. There is nothing wrong where its object was deleted a moment ago.
+// updateStatus is the verb of a write of a status. There is nothing wrong where its object was deleted a moment ago; where only the
+// status is not found, the CRD has none.
 const updateStatus = "update status of"
+
+func (r *round) gone(ctx context.Context, object client.Object) bool {
+	return apierrors.IsNotFound(r.writer.Get(ctx, client.ObjectKeyFromObject(object), object.DeepCopyObject().(client.Object)))
+}
 
 // do makes one write and notes how it went. It reports whether it went well.
 func (r *round) do(ctx context.Context, verb string, object client.Object, write func(context.Context) error) bool {
@@ -328,8 +333,8 @@ func (r *round) do(ctx context.Context, verb string, object client.Object, write
 	if err == nil {
 		return true
 	}
-	if apierrors.IsNotFound(err) && verb == updateStatus {
-		r.lookAgain(writtenFor) // deleted, and the watch is about to say so
+	if apierrors.IsNotFound(err) && verb == updateStatus && r.gone(ctx, object) {
+		r.lookAgain(writtenFor) // the watch is about to say so
 		return false
 	}
 	var answered apierrors.APIStatus

@@ -150,17 +150,24 @@ func TestApplyGoesOnAfterARefusal(t *testing.T) {
 	}
 }
 
-// What a status said is not taken back by a round whose watch has not told of it yet.
-func TestStatusIsNotTakenBackByAWatchThatLags(t *testing.T) {
+// newExport is a ServiceExport in a cluster whose agent has had no round yet.
+func newExport(t *testing.T) (*server, *Agent, *mcsv1beta1.ServiceExport) {
+	t.Helper()
 	w := newWorld(t)
 	s := w.server("c1", dual, decode(t, w.scheme, []byte(inEveryCluster+exported))...)
 	w.server("broker", dual, decode(t, w.scheme, []byte(onTheBroker))...)
 	a := w.agent(t, "c1")
-	key := client.ObjectKey{Namespace: "sample", Name: "web"}
-	export := &mcsv1beta1.ServiceExport{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
+	export := &mcsv1beta1.ServiceExport{ObjectMeta: metav1.ObjectMeta{Namespace: "sample", Name: "web"}}
 	if err := s.Create(t.Context(), export); err != nil {
 		t.Fatal(err)
 	}
+	return s, a, export
+}
+
+// What a status said is not taken back by a round whose watch has not told of it yet.
+func TestStatusIsNotTakenBackByAWatchThatLags(t *testing.T) {
+	s, a, export := newExport(t)
+	key := client.ObjectKeyFromObject(export)
 	round := func(rounds ...func(context.Context, scope) (time.Duration, error)) (ready metav1.Condition) {
 		t.Helper()
 		for _, round := range rounds {
@@ -194,21 +201,27 @@ func TestStatusIsNotTakenBackByAWatchThatLags(t *testing.T) {
 
 // An export that is deleted while its status is written is no error: the watch is about to say so.
 func TestStatusOfADeletedExport(t *testing.T) {
-	w := newWorld(t)
-	s := w.server("c1", dual, decode(t, w.scheme, []byte(inEveryCluster+exported))...)
-	w.server("broker", dual, decode(t, w.scheme, []byte(onTheBroker))...)
-	a := w.agent(t, "c1")
-	key := client.ObjectKey{Namespace: "sample", Name: "web"}
-	export := &mcsv1beta1.ServiceExport{ObjectMeta: metav1.ObjectMeta{Namespace: key.Namespace, Name: key.Name}}
-	if err := s.Create(t.Context(), export); err != nil {
-		t.Fatal(err)
-	}
+	s, a, export := newExport(t)
+	key := client.ObjectKeyFromObject(export)
 	a.config.Reader = lagging{a.config.Reader, export.DeepCopy()}
 	if err := s.Delete(t.Context(), export); err != nil {
 		t.Fatal(err)
 	}
 	if again, err := a.importRound(t.Context(), key); err != nil || again <= 0 {
 		t.Errorf("got %v, and looks again after %s; want no error, and another look", err, again)
+	}
+}
+
+// An export that is there, and whose status is not found, is an error: its CRD has no status.
+func TestStatusWithoutSubresource(t *testing.T) {
+	s, a, export := newExport(t)
+	a.local.writer = interceptor.NewClient(s.WithWatch, interceptor.Funcs{
+		SubResourceUpdate: func(context.Context, client.Client, string, client.Object, ...client.SubResourceUpdateOption) error {
+			return apierrors.NewNotFound(schema.GroupResource{Resource: "serviceexports"}, export.Name)
+		},
+	})
+	if _, err := a.importRound(t.Context(), client.ObjectKeyFromObject(export)); !apierrors.IsNotFound(err) {
+		t.Errorf("got %v, want that the status is not found", err)
 	}
 }
 
