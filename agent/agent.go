@@ -73,6 +73,8 @@ type Records interface {
 	Gateways() broker.View
 	// Services are those that there are records of.
 	Services() []clusterset.Key
+	// Trust has nobody Awaited any more.
+	Trust()
 }
 
 // Validate reports every problem of the configuration.
@@ -169,6 +171,9 @@ func (a *Agent) poke(scopes ...scope) {
 
 // Run converges until the context ends. The reader's caches must be filled.
 func (a *Agent) Run(ctx context.Context) {
+	if s, err := a.everything(ctx); err == nil && !s.imported() {
+		a.config.Records.Trust() // a cluster that has just joined: there is nothing here that a backup could contradict
+	}
 	var loops sync.WaitGroup
 	loops.Go(func() { a.importer.Run(ctx) })
 	loops.Go(func() { a.exporter.Run(ctx) })
@@ -221,6 +226,9 @@ func (a *Agent) plan(ctx context.Context, of *scope) (*Snapshot, *Plan, error) {
 
 // Ready says why the agent is not ready, or nil. The broker has no part in it: the agent is of use without.
 func (a *Agent) Ready() error { return a.importer.Ready() }
+
+// Settled says whether everything has been written to the broker that what was known by a time asks for.
+func (a *Agent) Settled(by time.Time) bool { return a.exporter.Answered(by) }
 
 // Shown is the snapshot of everything, what should be, and what cannot be done, as text.
 func (a *Agent) Shown() string {

@@ -149,6 +149,7 @@ type recordsCollector struct{ view func() broker.View }
 var (
 	recordsDesc = prometheus.NewDesc("fastnet_agent_broker_records", "Records of all members on the broker, as far as is known, by kind.", []string{"kind"}, nil)
 	heldDesc    = prometheus.NewDesc("fastnet_agent_held_records", "Records that vanished from the broker unseen and are held for the time being.", nil, nil)
+	awaitedDesc = prometheus.NewDesc("fastnet_agent_awaited_members", "Members that have not confirmed their records since this agent started: what is imported of them stays as it is.", nil, nil)
 	expiredDesc = prometheus.NewDesc("fastnet_agent_expired_members", "Members that have been silent for too long, and whose records do not count.", nil, nil)
 )
 
@@ -156,6 +157,7 @@ var (
 func (c recordsCollector) Describe(all chan<- *prometheus.Desc) {
 	all <- recordsDesc
 	all <- heldDesc
+	all <- awaitedDesc
 	all <- expiredDesc
 }
 
@@ -166,5 +168,6 @@ func (c recordsCollector) Collect(all chan<- prometheus.Metric) {
 		all <- prometheus.MustNewConstMetric(recordsDesc, prometheus.GaugeValue, float64(n), kind)
 	}
 	all <- prometheus.MustNewConstMetric(heldDesc, prometheus.GaugeValue, float64(view.Held))
+	all <- prometheus.MustNewConstMetric(awaitedDesc, prometheus.GaugeValue, float64(len(view.Awaited)))
 	all <- prometheus.MustNewConstMetric(expiredDesc, prometheus.GaugeValue, float64(len(view.Expired)))
 }

@@ -11,7 +11,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/apimachinery/pkg/util/sets"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
@@ -96,31 +95,27 @@ func BuildPlan(s *Snapshot) Plan {
 		}
 	}
 
-	// While the broker has not told what it holds, the imports in the cluster stand for it.
-	keys := sets.KeySet(contributions)
-	if !s.Broker.Synced {
-		for key, known := range s.Imports {
-			if ours(known) {
-				keys.Insert(key)
-			}
+	held := map[clusterset.Key]bool{}
+	for _, key := range sortedKeys(s.Imports) {
+		switch known := p.known(s, key); {
+		case len(known) > 0:
+			contributions[key] = append(contributions[key], known...)
+			held[key] = true
+		case len(contributions[key]) == 0 && !s.Broker.Synced && ours(s.Imports[key]) && s.Namespaces[key.Namespace]:
+			p.keep(s, key)
 		}
 	}
 	conflicts := map[clusterset.Key][]clusterset.Conflict{}
-	for _, key := range slices.SortedFunc(maps.Keys(keys), compareKeys) {
-		service, any := clusterset.Merge(contributions[key])
+	for _, key := range sortedKeys(contributions) {
+		service, _ := clusterset.Merge(contributions[key])
 		conflicts[key] = service.Conflicts
-		known := s.Imports[key]
-		switch {
-		case !s.Namespaces[key.Namespace]:
-		case !s.Broker.Synced && known != nil && ours(known) && !(any && slices.Equal(clustersOf(known), service.Clusters)):
-			p.hold(s, known, contributions[key])
-		case any:
+		if s.Namespaces[key.Namespace] {
 			p.importService(s, service, contributions[key])
 		}
 	}
 
 	for _, key := range sortedKeys(exports) {
-		p.exportStatus(s, key, exports[key], has, conflicts[key])
+		p.exportStatus(s, key, exports[key], has, conflicts[key], s.Broker.Synced && !held[key])
 	}
 	p.globals(s)
 	p.gateways(s, roster)
@@ -134,15 +129,6 @@ func compareKeys(a, b clusterset.Key) int {
 
 func sortedKeys[V any](m map[clusterset.Key]V) []clusterset.Key {
 	return slices.SortedFunc(maps.Keys(m), compareKeys)
-}
-
-func clustersOf(known *mcsv1beta1.ServiceImport) []string {
-	var clusters []string
-	for _, c := range known.Status.Clusters {
-		clusters = append(clusters, c.Cluster)
-	}
-	slices.Sort(clusters)
-	return clusters
 }
 
 func (p *Plan) problem(kind string, object metav1.Object, err error) {
@@ -174,7 +160,7 @@ func (p *Plan) remoteContributions(s *Snapshot, roster clusterset.Roster) map[cl
 		switch cluster, err := roster.Backends(record); {
 		case err != nil:
 			p.problem("ExportedEndpoints", record, err)
-		case cluster != s.ClusterID:
+		case cluster != s.ClusterID && s.heard(cluster):
 			from := source{clusterset.Key{Namespace: record.Spec.Namespace, Name: record.Spec.Service}, cluster}
 			backends[from] = append(backends[from], clusterset.Backends{Record: record.Name, Spec: record.Spec, Changed: changedAt(record)})
 		}
@@ -184,7 +170,7 @@ func (p *Plan) remoteContributions(s *Snapshot, roster clusterset.Roster) map[cl
 		switch cluster, err := roster.Export(record); {
 		case err != nil:
 			p.problem("ExportedService", record, err)
-		case cluster != s.ClusterID:
+		case cluster != s.ClusterID && s.heard(cluster):
 			key := clusterset.Key{Namespace: record.Spec.Namespace, Name: record.Spec.Name}
 			contributions[key] = append(contributions[key], clusterset.Contribution{
 				Cluster: cluster, Export: record.Spec, Backends: backends[source{key, cluster}],
@@ -194,11 +180,12 @@ func (p *Plan) remoteContributions(s *Snapshot, roster clusterset.Roster) map[cl
 	return contributions
 }
 
-func (p *Plan) exportStatus(s *Snapshot, key clusterset.Key, e export, has published, conflicts []clusterset.Conflict) {
+// exportStatus adds the conditions of an export. Conflicts say nothing where it is not heard what the others export.
+func (p *Plan) exportStatus(s *Snapshot, key clusterset.Key, e export, has published, conflicts []clusterset.Conflict, heard bool) {
 	status := ExportStatus{Key: key, Conditions: []metav1.Condition{e.valid}, Notices: e.notices}
 	if e.contribution == nil {
 		status.Conditions = append(status.Conditions, e.ready)
-		if s.Broker.Synced {
+		if heard {
 			status.Conditions = append(status.Conditions, agreement(nil))
 		}
 	} else {
@@ -206,7 +193,7 @@ func (p *Plan) exportStatus(s *Snapshot, key clusterset.Key, e export, has publi
 		if ready := readiness(s, cmp.Or(s.Told[key], s.Exports[key]), has, service, endpoints); ready != nil {
 			status.Conditions = append(status.Conditions, *ready)
 		}
-		if s.Broker.Synced { // else nobody knows what the others export
+		if heard {
 			status.Conditions = append(status.Conditions, agreement(conflicts))
 			for _, c := range conflicts {
 				p.Conflicts[string(c.Reason)]++
@@ -326,53 +313,6 @@ func (p *Plan) importService(s *Snapshot, service clusterset.Service, contributi
 	if service.Spec.Type == mcsv1beta1.ClusterSetIP {
 		for _, c := range slices.SortedFunc(slices.Values(contributions), func(a, b clusterset.Contribution) int { return cmp.Compare(a.Cluster, b.Cluster) }) {
 			p.addressSlices(service.Key, service.Policy, c)
-		}
-	}
-}
-
-// hold keeps an import as it is, this cluster's own backends apart: until the broker has told what the others export,
-// nothing is known that could change it.
-func (p *Plan) hold(s *Snapshot, known *mcsv1beta1.ServiceImport, own []clusterset.Contribution) {
-	key := clusterset.Key{Namespace: known.Namespace, Name: known.Name}
-	p.Imports = append(p.Imports, known)
-	derived := ""
-	if known.Spec.Type == mcsv1beta1.ClusterSetIP && !isByDNS(known) {
-		derived = clusterset.DerivedName(key)
-		if service := s.Services[clusterset.Key{Namespace: key.Namespace, Name: derived}]; service != nil {
-			p.Services = append(p.Services, service)
-		}
-	}
-	policy := clusterset.KnownPolicy(known.Annotations)
-	policy.Weights = weightsIn(s.OwnSlices[key])
-	for _, c := range own {
-		delete(policy.Weights, c.Cluster)
-		if c.Export.Weight != nil {
-			policy.Weights[c.Cluster] = *c.Export.Weight
-		}
-	}
-	all := clusterset.Service{Key: key, Spec: known.Spec}.Slices(own)
-	for _, slice := range s.OwnSlices[key] {
-		switch cluster := slice.Labels[v1alpha1.LabelSourceCluster]; {
-		case cluster == s.ClusterID:
-		case slice.Labels[v1alpha1.LabelClusterAddress] != "":
-			p.Slices = append(p.Slices, slice)
-		default:
-			back := backendsOf(cluster, key, []*discoveryv1.EndpointSlice{slice})
-			for _, b := range back {
-				all = append(all, clusterset.Slice{
-					Cluster: cluster, Record: slice.Annotations[annotationRecord], Family: b.Spec.IPFamily, Ports: b.Spec.Ports, Backends: b.Spec.Backends,
-					Changed: b.Changed,
-				})
-			}
-		}
-	}
-	slices.SortFunc(all, func(a, b clusterset.Slice) int {
-		return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Record, b.Record))
-	})
-	p.backendSlices(s, key, known.Spec, policy, derived, all)
-	if known.Spec.Type == mcsv1beta1.ClusterSetIP {
-		for _, c := range own {
-			p.addressSlices(key, policy, c)
 		}
 	}
 }

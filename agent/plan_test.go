@@ -19,7 +19,7 @@ import (
 var update = flag.Bool("update", false, "rewrite the golden plans and scripts")
 
 // TestPlans reads testdata/plan/*.txtar: the objects of a cluster and of the broker, and the plan that they lead to. The
-// first line of the comment is the cluster ID, "(broker silent)" where the broker has not answered yet.
+// first line of the comment is the cluster ID, "(broker silent)" where the broker has not answered yet, "(awaits c2)" where c2 has not.
 func TestPlans(t *testing.T) {
 	files, err := filepath.Glob("testdata/plan/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -42,12 +42,17 @@ func TestPlans(t *testing.T) {
 			}
 			first, _, _ := strings.Cut(string(archive.Comment), "\n")
 			cluster, silent := strings.CutSuffix(first, " (broker silent)")
+			cluster, awaited, _ := strings.Cut(strings.TrimSuffix(cluster, ")"), " (awaits ")
 			both := []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
 			w.server(cluster, both, decode(t, w.scheme, text("cluster.yaml"))...)
 			w.server("broker", both, decode(t, w.scheme, text("broker.yaml"))...)
 			a := w.agent(t, cluster)
 			if silent {
 				a.config.Records = records(func() broker.View { return broker.View{} })
+			}
+			if view := a.config.Records.View(); awaited != "" {
+				view.Awaited = []string{awaited}
+				a.config.Records = records(func() broker.View { return view })
 			}
 			_, p, err := a.plan(t.Context(), nil)
 			if err != nil {

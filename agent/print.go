@@ -21,6 +21,9 @@ func (s *Snapshot) String() string {
 	if len(s.Broker.Expired) > 0 {
 		silent = ", silent for too long: " + list(s.Broker.Expired)
 	}
+	if len(s.Broker.Awaited) > 0 {
+		silent += ", not heard yet: " + list(s.Broker.Awaited)
+	}
 	return fmt.Sprintf(`# snapshot of cluster %s
 broker: namespace %s, answers %t, listed %t, %d services, %d backend records, %d gateways, %d held%s
 cluster: %d namespaces, %d services, %d exports, %d imports, %d endpoints

@@ -32,7 +32,8 @@ import (
 
 // TestRealBroker restores a broker, etcd and API server, from a backup while two agents run. Their own clusters are fakes. What was
 // exported since the backup stays in the other cluster all the time, what was withdrawn since stays away, and in the end the broker has
-// it all, and tells of changes again. Then the broker hangs while both agents start anew, and all stays as it is.
+// it all, and tells of changes again. Then the broker hangs while both agents start anew, and all stays as it is. In the end it is restored
+// once more while no agent runs, and that of the importing cluster starts first.
 func TestRealBroker(t *testing.T) {
 	server := apitest.StartServer(t, "broker", "10.99.0.0/16,fd00:99::/108")
 	ctx := t.Context()
@@ -189,7 +190,42 @@ func TestRealBroker(t *testing.T) {
 	}
 	t.Logf("it answers again from %s", time.Now().Format(time.TimeOnly))
 	server.Resume(t)
-	eventually(t, has(changed4, changed6, "kept 10.9.0.2", "kept fd00:9::2", new4, new6))
+	now := has(changed4, changed6, "kept 10.9.0.2", "kept fd00:9::2", new4, new6)
+	eventually(t, now)
+	heard := func() error {
+		if awaited := w.agents["c1"].config.Records.View().Awaited; len(awaited) > 0 {
+			return fmt.Errorf("%q are awaited", awaited)
+		}
+		return nil
+	}
+	eventually(t, heard)
+
+	t.Logf("nobody runs when it is restored again, at %s", time.Now().Format(time.TimeOnly))
+	stop()
+	server.Restore(t, backup)
+	eventually(t, func() error { return admin.List(ctx, &v1alpha1.ClusterSetList{}) })
+	stopFirst := w.connect(t, config, "c1")
+	eventually(t, w.agents["c1"].Ready)
+	eventually(t, func() error {
+		view := w.agents["c1"].config.Records.View()
+		if !view.Synced || len(view.Services) != 3 || !slices.Equal(view.Awaited, []string{"c2"}) {
+			return fmt.Errorf("c1 sees %d services, listed %t, awaits %q", len(view.Services), view.Synced, view.Awaited)
+		}
+		return nil
+	})
+	w.agents["c1"].Poke()
+	if err := w.agents["c1"].rounds(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := now(); err != nil {
+		t.Error(err)
+	}
+	stopSecond := w.connect(t, config, "c2")
+	stop = func() { stopFirst(); stopSecond() }
+	eventually(t, records(changed4, changed6, "kept 10.9.0.2", "kept fd00:9::2", new4, new6))
+	eventually(t, heard)
+	export("kept", 1)
+	eventually(t, has(changed4, changed6, kept4, kept6, new4, new6))
 	for _, event := range seen() {
 		for _, never := range []string{"DELETED ServiceImport", "withdrawn", "DELETED EndpointSlice"} {
 			if strings.Contains(event, never) {
@@ -264,6 +300,7 @@ func (w *world) connect(t *testing.T, config *rest.Config, clusters ...string) (
 			t.Fatal(err)
 		}
 		a.config.Records, a.config.Connected, a.broker.writer = connection, connection.Connected, connection.Writer
+		connection.Settled = a.Settled
 		connections.Go(func() { _ = connection.Run(ctx) })
 		w.start(cluster, a)
 	}

@@ -69,17 +69,6 @@ func weigh(slice *discoveryv1.EndpointSlice, policy clusterset.Policy) {
 	}
 }
 
-// weightsIn are the weights that weigh noted.
-func weightsIn(all []*discoveryv1.EndpointSlice) map[string]int32 {
-	weights := map[string]int32{}
-	for _, slice := range all {
-		if weight, err := strconv.ParseInt(slice.Annotations[v1alpha1.AnnotationWeight], 10, 32); err == nil {
-			weights[slice.Labels[v1alpha1.LabelSourceCluster]] = int32(weight)
-		}
-	}
-	return weights
-}
-
 // addressSlices adds a cluster's own addresses of a service, which DNS answers for the name that holds the cluster.
 func (p *Plan) addressSlices(key clusterset.Key, policy clusterset.Policy, c clusterset.Contribution) {
 	for _, address := range c.Export.Addresses {
@@ -177,20 +166,17 @@ func (p *Plan) gateways(s *Snapshot, roster clusterset.Roster) {
 	if !s.Namespaces[v1alpha1.Namespace] {
 		return
 	}
-	if !s.Broker.Synced {
-		for _, mirror := range s.Endpoints {
-			if mirrored(s.ClusterID, mirror) {
-				p.Mirrors = append(p.Mirrors, mirror)
-			}
+	for _, mirror := range s.Endpoints {
+		if mirrored(s.ClusterID, mirror) && !s.heard(mirror.Spec.ClusterID) {
+			p.Mirrors = append(p.Mirrors, mirror)
 		}
-		return
 	}
 	for _, record := range s.Broker.Gateways {
 		switch cluster, err := roster.Endpoint(record); {
 		case record.Namespace == v1alpha1.Namespace: // the broker is a member's own cluster: its gateways and mirrors
 		case err != nil:
 			p.problem("Endpoint", record, err)
-		case cluster != s.ClusterID:
+		case cluster != s.ClusterID && s.heard(cluster):
 			p.Mirrors = append(p.Mirrors, &v1alpha1.Endpoint{
 				ObjectMeta: metav1.ObjectMeta{Namespace: v1alpha1.Namespace, Name: record.Name, Labels: map[string]string{
 					labelManagedBy: v1alpha1.ManagedBy, v1alpha1.LabelSourceCluster: cluster,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -44,6 +45,21 @@ type Snapshot struct {
 	Endpoints []*v1alpha1.Endpoint
 	// Reach is which clusters count as reachable, by the Gateways of that namespace and by what they said before.
 	Reach Reachability
+}
+
+// heard says whether what the broker has of a member is known to be its word.
+func (s *Snapshot) heard(cluster string) bool {
+	return s.Broker.Synced && !slices.Contains(s.Broker.Awaited, cluster)
+}
+
+// imported says whether the cluster holds anything that came from the broker.
+func (s *Snapshot) imported() bool {
+	for _, known := range s.Imports {
+		if ours(known) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(s.Endpoints, func(e *v1alpha1.Endpoint) bool { return mirrored(s.ClusterID, e) })
 }
 
 // kubernetesService is the Service whose families are those that every Service of a cluster can have.

@@ -182,7 +182,11 @@ endpoints: [{addresses: ["fd00:1::1"]}]
 			if err := local.Get(ctx, remote, &imported); err != nil {
 				return err
 			}
-			if len(imported.Spec.IPs) != addresses || len(imported.Status.Conditions) != conditions || !slices.Equal(clustersOf(&imported), clusters) {
+			var has []string
+			for _, c := range imported.Status.Clusters {
+				has = append(has, c.Cluster)
+			}
+			if len(imported.Spec.IPs) != addresses || len(imported.Status.Conditions) != conditions || !slices.Equal(has, clusters) {
 				return fmt.Errorf("the import is %+v %+v", imported.Spec, imported.Status)
 			}
 			return nil

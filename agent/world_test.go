@@ -300,6 +300,8 @@ func (r records) Service(key clusterset.Key) broker.View {
 	return view
 }
 
+func (r records) Trust() {}
+
 func (r records) Services() []clusterset.Key {
 	var all []clusterset.Key
 	view := r()

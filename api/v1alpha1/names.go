@@ -61,6 +61,12 @@ const (
 	// a backup shows older versions than were seen before; without the annotation a record is older than any with it.
 	AnnotationVersion = "fastnet.dev/version"
 
+	// AnnotationSettled on a member's Lease is a version of the broker's store, decimal: by then the broker had of the member what it should
+	// have. A broker that was restored from a backup shows an older one than it is at itself.
+	AnnotationSettled = "fastnet.dev/settled"
+	// AnnotationAwaits, "true", on a member's Lease asks all others to say AnnotationSettled anew: its agent has started.
+	AnnotationAwaits = "fastnet.dev/awaits"
+
 	// LabelGatewayNode, "true", on a Node makes it a gateway node.
 	LabelGatewayNode = "fastnet.dev/gateway"
 	// AnnotationDrain, "true", on a gateway node moves the traffic between clusters to other gateways.

@@ -168,7 +168,7 @@ func run(ctx context.Context, c config) error {
 	if err != nil {
 		return err
 	}
-	changed, served = a.BrokerChanged, a.Poke // before anything runs that tells of changes
+	changed, served, remote.Settled = a.BrokerChanged, a.Poke, a.Settled // before anything runs that uses them
 
 	log.Info("agent starts", "cluster", c.clusterID, "broker", brokerConfig.Host, "namespace", namespace)
 	tasks, ctx := errgroup.WithContext(ctx)

@@ -108,17 +108,23 @@ type Broker struct {
 	*Records
 	// Writer writes to the broker, past the watches.
 	Writer client.Client
+	// Settled, where set, says whether everything has been done that what the broker was known to hold by a time asked for. It is set before Run.
+	Settled func(by time.Time) bool
 
 	client    client.WithWatch
 	lease     *renewal
 	sources   []*source
 	connected atomic.Bool
-	losses    atomic.Int64 // how often the broker went away, or could not be reached by one of us
+	losses    atomic.Int64  // how often the broker went away, or could not be reached by one of us
+	asked     chan struct{} // somebody awaits our word
 
 	// Used by probe alone.
-	revision uint64    // the highest that the broker told of
-	renew    time.Time // when the Lease is next to be renewed
-	handled  int64     // losses that the Lease was renewed after
+	revision  uint64    // the highest that the broker told of
+	renew     time.Time // when the Lease is next to be renewed
+	handled   int64     // losses that the Lease was renewed after
+	returned  time.Time // when the broker was last there again, and all had been told so
+	answering bool      // asked, and not answered yet
+	vouched   bool      // the Lease says that all is settled
 }
 
 // Times of a connection.
@@ -138,7 +144,7 @@ func New(config *rest.Config, namespace string, scheme *runtime.Scheme, poke fun
 	if err != nil {
 		return nil, fmt.Errorf("client of the broker: %w", err)
 	}
-	b := &Broker{Records: NewRecords(namespace, poke), Writer: c, client: c, lease: &renewal{client: c, namespace: namespace}}
+	b := &Broker{Records: NewRecords(namespace, poke), Writer: c, client: c, asked: make(chan struct{}, 1), lease: &renewal{client: c, namespace: namespace}}
 	b.sources = newSources(b)
 	return b, nil
 }
@@ -173,6 +179,8 @@ func (b *Broker) probe(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		case <-b.asked:
+			b.answering = true
 		}
 	}
 }
@@ -194,6 +202,7 @@ func (b *Broker) probeOnce(ctx context.Context) {
 	if before != answered {
 		b.Away(!answered)
 		b.poke(Change{All: true})
+		b.returned = time.Now()
 	}
 	if !answered {
 		return
@@ -201,15 +210,25 @@ func (b *Broker) probeOnce(ctx context.Context) {
 	restored := false
 	if revision, err := strconv.ParseUint(sets.ResourceVersion, 10, 64); err == nil {
 		restored = revision < b.revision
+		if restored || b.revision == 0 {
+			b.Came(revision)
+		}
 		b.revision = revision
 	}
 	losses := b.losses.Load()
-	if restored || losses > b.handled || time.Now().After(b.renew) {
-		another, err := b.lease.renew(ctx, time.Now())
+	say := word{awaits: b.Awaits()}
+	if !restored && b.settled() {
+		say.settled = b.revision
+	}
+	news := say.settled > 0 && (b.answering || !b.vouched)
+	if restored || losses > b.handled || time.Now().After(b.renew) || news {
+		another, err := b.lease.renew(ctx, time.Now(), say)
 		restored = restored || another
 		var refused apierrors.APIStatus
 		if err == nil || errors.As(err, &refused) {
 			b.renew, b.handled = time.Now().Add(v1alpha1.RenewEvery), losses
+			b.vouched = err == nil && !another && say.settled > 0
+			b.answering = b.answering && !b.vouched
 		}
 	}
 	for _, source := range b.sources {
@@ -217,6 +236,19 @@ func (b *Broker) probeOnce(ctx context.Context) {
 			source.relist()
 		}
 	}
+}
+
+// settled says whether what the broker has of this member is what it should have: all is listed since the broker was last away or
+// restored, and what followed from it is written.
+func (b *Broker) settled() bool {
+	by := b.returned
+	for _, source := range b.sources {
+		if source.due.Load() || source.watched.Load() > source.listed.Load() {
+			return false
+		}
+		by = later(by, *source.at.Load())
+	}
+	return b.Settled != nil && b.Settled(by)
 }
 
 // Connected says whether the broker answered the last probe.
@@ -236,11 +268,15 @@ type source struct {
 	again chan struct{} // asks for a fresh list
 	// How often the broker had been away when the last list came, and when the last watch began.
 	listed, watched atomic.Int64
+	due             atomic.Bool               // a fresh list was asked for, or none has come yet
+	at              atomic.Pointer[time.Time] // when all had been told of the last list
 }
 
 func newSources(b *Broker) []*source {
 	kind := func(name string, object client.Object, list func() client.ObjectList, of string) *source {
-		return &source{Broker: b, name: name, object: object, list: list, of: of, again: make(chan struct{}, 1)}
+		s := &source{Broker: b, name: name, object: object, list: list, of: of, again: make(chan struct{}, 1)}
+		s.due.Store(true)
+		return s
 	}
 	return []*source{
 		kind("clustersets", &v1alpha1.ClusterSet{}, func() client.ObjectList { return &v1alpha1.ClusterSetList{} }, ""),
@@ -267,11 +303,13 @@ func (s *source) run(ctx context.Context) {
 			Name: "broker", TypeDescription: s.name, Backoff: &backoff,
 		}).RunWithContext(reflecting)
 		stop()
+		s.due.Store(true) // a list that came in the last moment is no fresh one
 	}
 }
 
 // relist asks for a fresh list.
 func (s *source) relist() {
+	s.due.Store(true)
 	select {
 	case s.again <- struct{}{}:
 	default:
@@ -344,6 +382,12 @@ func (s *source) take(object any, put func(client.Object)) error {
 	}
 	record.SetManagedFields(nil)
 	put(record)
+	if lease, ok := record.(*coordinationv1.Lease); ok && lease.Annotations[v1alpha1.AnnotationAwaits] != "" && lease.Namespace != s.own {
+		select {
+		case s.asked <- struct{}{}:
+		default: // a question waits to be answered already
+		}
+	}
 	return nil
 }
 
@@ -357,6 +401,9 @@ func (s *source) Replace(list []any, _ string) error {
 	}
 	s.listed.Store(s.losses.Load()) // the server was there until now, however long it took
 	s.Records.Replace(s.object, objects)
+	now := time.Now()
+	s.at.Store(&now)
+	s.due.Store(false)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"strconv"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -30,6 +31,8 @@ type lease struct {
 	at time.Duration
 	// word is when a watch last told of a renewal, by our clock.
 	word time.Time
+	// settled is v1alpha1.AnnotationSettled as the broker last had it, 0 for none.
+	settled uint64
 	// there says that the broker has the Lease now. One that somebody else deleted is still known: a member that is silent does not
 	// come back by that.
 	there bool
@@ -40,14 +43,15 @@ type lease struct {
 const maxQuiet = 2 * v1alpha1.RenewEvery
 
 // event notes a renewal that a watch tells of. Whatever the Lease says, somebody wrote it just now.
-func (l *leases) event(namespace string, renewed, now time.Time) {
+func (l *leases) event(namespace string, as renewed, now time.Time) {
 	l.tick(now)
 	known := l.of[namespace]
 	if known == nil {
 		known = &lease{}
 		l.of[namespace] = known
 	}
-	known.renewed, known.at, known.word, known.there = later(known.renewed, renewed), l.watched, now, true
+	known.renewed, known.at, known.word, known.there = later(known.renewed, as.at), l.watched, now, true
+	known.settled = as.settled
 }
 
 // deleted notes that a watch told of a Lease's end.
@@ -60,18 +64,19 @@ func (l *leases) deleted(namespace string, now time.Time) {
 
 // list notes what there is, by namespace. A renewal that was missed in between counts as one of now, and an older one than was seen
 // before is none: it is of a backup.
-func (l *leases) list(renewed map[string]time.Time, now time.Time) {
+func (l *leases) list(all map[string]renewed, now time.Time) {
 	l.heard = now
 	for namespace, known := range l.of {
-		_, known.there = renewed[namespace]
+		_, known.there = all[namespace]
 	}
-	for namespace, at := range renewed {
+	for namespace, as := range all {
 		switch known := l.of[namespace]; {
 		case known == nil:
-			l.of[namespace] = &lease{renewed: at, at: l.watched, there: true}
-		case at.After(known.renewed):
-			known.renewed, known.at = at, l.watched
+			l.of[namespace] = &lease{renewed: as.at, at: l.watched, there: true}
+		case as.at.After(known.renewed):
+			known.renewed, known.at = as.at, l.watched
 		}
+		l.of[namespace].settled = as.settled
 	}
 }
 
@@ -103,6 +108,26 @@ func (l *leases) forget(keep map[string]bool) {
 			delete(l.of, namespace)
 		}
 	}
+}
+
+// settled says whether a member has vouched for its records since the broker's store was at a version.
+func (l *leases) settled(namespace string, since uint64) bool {
+	known := l.of[namespace]
+	return known != nil && since > 0 && known.settled >= since
+}
+
+// renewed is what a Lease says.
+type renewed struct {
+	at      time.Time // the last renewal
+	settled uint64    // see lease
+}
+
+func renewedBy(object *coordinationv1.Lease) renewed {
+	settled, err := strconv.ParseUint(object.Annotations[v1alpha1.AnnotationSettled], 10, 64)
+	if err != nil {
+		settled = 0
+	}
+	return renewed{renewedAt(object), settled}
 }
 
 func renewedAt(object *coordinationv1.Lease) time.Time {

@@ -33,6 +33,8 @@ type View struct {
 	// Expired are the members, by cluster ID and sorted, that have been silent for longer than ClusterSet.spec.expireAfter. Their
 	// records are nowhere above.
 	Expired []string
+	// Awaited are members, by cluster ID and sorted, of which nobody knows yet whether what is above is their word: see Records.
+	Awaited []string
 }
 
 // Change says what a watch of the broker told of. Its zero value tells of nothing.
@@ -62,6 +64,11 @@ type Change struct {
 //
 // The ClusterSet is a record too, of the administrator: the API server's count of its changes is its version.
 //
+// An agent that starts remembers nothing of that, and the broker may have been restored a moment ago. So it asks, by its own Lease, and every
+// member answers by its Lease when what the broker has of it is right. Until then, and for HoldFor at most, the member is Awaited in Views,
+// and its records may be a backup's. What proves the answer to be one is the version of the broker's store in it: no backup's Lease
+// has one that is as high as that which the broker had when we came.
+//
 // Besides, a member may be silent for too long, by its Lease. Then its records are as if they were not, until it renews it.
 type Records struct {
 	own  string // our own namespace
@@ -78,6 +85,12 @@ type Records struct {
 	away     bool
 	leases   leases
 	expired  map[string]string // cluster IDs of members that are silent for too long, by namespace
+	// For an agent that starts: the version of the broker's store when it came, 0 while that is not known; who has not answered since, by
+	// namespace, nil until all is listed; and the end of its patience.
+	came     uint64
+	awaited  map[string]bool
+	trust    bool // nobody is awaited
+	patience *time.Timer
 }
 
 // Times and bounds of Records.
@@ -154,7 +167,7 @@ func NewRecords(own string, poke func(Change)) *Records {
 // Put takes an object that was added or changed.
 func (r *Records) Put(object client.Object) {
 	if l, ok := object.(*coordinationv1.Lease); ok {
-		r.lease(func(now time.Time) { r.leases.event(l.Namespace, renewedAt(l), now) })
+		r.lease(func(now time.Time) { r.leases.event(l.Namespace, renewedBy(l), now) })
 		return
 	}
 	which, ok := idOf(object)
@@ -184,13 +197,13 @@ func (r *Records) Delete(object client.Object) {
 // Replace takes a list of all objects of the kind that of is an example of.
 func (r *Records) Replace(of client.Object, objects []client.Object) {
 	if _, ok := of.(*coordinationv1.Lease); ok {
-		renewed := map[string]time.Time{}
+		all := map[string]renewed{}
 		for _, object := range objects {
 			if l, ok := object.(*coordinationv1.Lease); ok {
-				renewed[l.Namespace] = renewedAt(l)
+				all[l.Namespace] = renewedBy(l)
 			}
 		}
-		r.lease(func(now time.Time) { r.leases.list(renewed, now) })
+		r.lease(func(now time.Time) { r.leases.list(all, now) })
 		return
 	}
 	listed, ok := kindOf(of)
@@ -221,6 +234,9 @@ func (r *Records) change(do func(tell func(Change))) {
 	before := len(r.listed)
 	do(func(c Change) { told = append(told, c) })
 	if len(r.listed) > before {
+		if len(r.listed) == len(kinds) {
+			r.await()
+		}
 		told = []Change{{All: true}}
 	}
 	r.mu.Unlock()
@@ -234,7 +250,73 @@ func (r *Records) lease(do func(now time.Time)) {
 	r.change(func(tell func(Change)) {
 		do(time.Now())
 		r.judge(tell)
+		r.hear(tell)
 	})
+}
+
+// Came says at which version the broker's store was when it first answered, or when it first did after it was restored.
+func (r *Records) Came(version uint64) {
+	r.change(func(tell func(Change)) {
+		r.came = version
+		r.hear(tell)
+	})
+}
+
+// Awaits says whether the word of any member is awaited.
+func (r *Records) Awaits() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.trust && (r.awaited == nil || len(r.awaited) > 0)
+}
+
+// Trust takes what the broker has for its owners' word, from now on.
+func (r *Records) Trust() {
+	r.change(func(tell func(Change)) {
+		r.trust = true
+		r.relent(tell)
+	})
+}
+
+// relent waits for nobody any longer.
+func (r *Records) relent(tell func(Change)) {
+	if len(r.awaited) > 0 {
+		clear(r.awaited)
+		tell(Change{All: true})
+	}
+}
+
+// await begins to wait for the members that there are at the start. Those that join later have nothing in a backup.
+func (r *Records) await() {
+	r.awaited = map[string]bool{}
+	if set := r.clusterSet(); set != nil && !r.trust {
+		for _, member := range set.Spec.Members {
+			if member.Namespace != r.own && !r.leases.settled(member.Namespace, r.came) {
+				r.awaited[member.Namespace] = true
+			}
+		}
+	}
+	r.bePatient()
+}
+
+// hear takes the word of those that have answered.
+func (r *Records) hear(tell func(Change)) {
+	for namespace := range r.awaited {
+		if r.leases.settled(namespace, r.came) {
+			delete(r.awaited, namespace)
+			tell(Change{All: true})
+		}
+	}
+}
+
+// bePatient waits for as long as a record is held, if for anybody.
+func (r *Records) bePatient() {
+	if r.patience != nil {
+		r.patience.Stop()
+		r.patience = nil
+	}
+	if len(r.awaited) > 0 && !r.away {
+		r.patience = time.AfterFunc(HoldFor, func() { r.change(r.relent) })
+	}
 }
 
 // judge says anew who has been silent for too long.
@@ -403,11 +485,12 @@ func (r *Records) hold(known *record, tell func(Change)) {
 	}
 }
 
-// Away says that the broker went away, or that it is back: then all that is held has its time anew.
+// Away says that the broker went away, or that it is back: then all that is held, or awaited, has its time anew.
 func (r *Records) Away(away bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.away = away
+	r.bePatient()
 	if r.timer != nil {
 		r.timer.Stop()
 		r.timer = nil
@@ -504,6 +587,12 @@ func (r *Records) head() View {
 	view := View{Synced: len(r.listed) == len(kinds), Expired: slices.Sorted(maps.Values(r.expired))}
 	if set := r.records[id{clusterSets, types.NamespacedName{Name: v1alpha1.ClusterSetName}}]; set != nil && set.object != nil {
 		view.ClusterSet = set.object.(*v1alpha1.ClusterSet)
+		for _, member := range view.ClusterSet.Spec.Members {
+			if r.awaited[member.Namespace] && r.expired[member.Namespace] == "" {
+				view.Awaited = append(view.Awaited, member.ClusterID)
+			}
+		}
+		slices.Sort(view.Awaited)
 		if !set.since.IsZero() {
 			view.Held++
 		}

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -405,5 +406,74 @@ func TestNextVersion(t *testing.T) {
 		if got := NextVersion(previous, now); got != want {
 			t.Errorf("after %q: %s, want %s", previous, got, want)
 		}
+	}
+}
+
+// TestAwaited: an agent that starts awaits the word of every member, and for how long.
+func TestAwaited(t *testing.T) {
+	vouching := func(namespace string, since string) *coordinationv1.Lease {
+		l := leaseOf(namespace, 1)
+		l.Annotations = map[string]string{v1alpha1.AnnotationSettled: since}
+		return l
+	}
+	leases := func(all ...client.Object) func(*Records) {
+		return func(r *Records) { r.Replace(&coordinationv1.Lease{}, all) }
+	}
+	put := func(l *coordinationv1.Lease) func(*Records) { return func(r *Records) { r.Put(l) } }
+	came := func(version uint64) func(*Records) { return func(r *Records) { r.Came(version) } }
+	list := func(r *Records) {
+		for _, of := range []client.Object{&v1alpha1.ExportedService{}, &v1alpha1.ExportedEndpoints{}, &v1alpha1.Endpoint{}} {
+			r.Replace(of, nil)
+		}
+		r.Replace(&v1alpha1.ClusterSet{}, []client.Object{rosterOf("own", "east", "west")})
+	}
+	pass := func(d time.Duration) func(*Records) { return func(*Records) { time.Sleep(d); synctest.Wait() } }
+	away := func(is bool) func(*Records) { return func(r *Records) { r.Away(is) } }
+	const both = "id-east id-west"
+	type step struct {
+		do   func(*Records)
+		want string
+	}
+	for name, steps := range map[string][]step{
+		"a broker that is what it was": {
+			{came(100), ""}, {leases(vouching("east", "90"), vouching("west", "99")), ""}, {list, both},
+			{put(vouching("west", "100")), "id-east"}, {put(vouching("east", "101")), ""}, {put(leaseOf("east", 2)), ""},
+		},
+		"the answers come before the lists": {
+			{came(100), ""}, {leases(vouching("east", "100")), ""}, {put(vouching("west", "120")), ""}, {list, ""},
+		},
+		"the version comes last":   {{leases(vouching("east", "90"), vouching("west", "100")), ""}, {list, both}, {came(100), "id-east"}},
+		"no answer":                {{came(100), ""}, {list, both}, {put(vouching("east", "nonsense")), both}, {pass(HoldFor - 1), both}, {pass(1), ""}},
+		"an answer by list":        {{came(100), ""}, {list, both}, {leases(vouching("east", "100")), "id-west"}},
+		"while the broker is away": {{came(100), ""}, {list, both}, {away(true), both}, {pass(HoldFor), both}, {away(false), both}, {pass(HoldFor - 1), both}, {pass(1), ""}},
+		"restored once more":       {{came(100), ""}, {list, both}, {came(50), both}, {put(vouching("east", "50")), "id-west"}},
+		"whoever joins later":      {{came(100), ""}, {list, both}, {func(r *Records) { r.Put(rosterOf("own", "east", "west", "north")) }, both}},
+		"whoever leaves":           {{came(100), ""}, {list, both}, {func(r *Records) { r.Put(rosterOf("own", "west")) }, "id-west"}},
+		"nothing to lose":          {{came(100), ""}, {(*Records).Trust, ""}, {list, ""}},
+		"nothing to lose, late":    {{came(100), ""}, {list, both}, {(*Records).Trust, ""}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var said told
+				r := NewRecords("own", said.poke)
+				before := ""
+				for i, step := range steps {
+					said.take()
+					step.do(r)
+					view := r.View()
+					got := strings.Join(view.Awaited, " ")
+					if got != step.want {
+						t.Errorf("step %d: %q are awaited, want %q", i+1, got, step.want)
+					}
+					if text := said.take(); got != before && !strings.Contains(text, "all") {
+						t.Errorf("step %d changes who is awaited, and tells of %q", i+1, text)
+					}
+					if view.Synced && r.Awaits() != (got != "") {
+						t.Errorf("step %d: %q are awaited, Awaits says %t", i+1, got, r.Awaits())
+					}
+					before = got
+				}
+			})
+		})
 	}
 }

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"os"
+	"strconv"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -20,27 +21,33 @@ type renewal struct {
 	last      *coordinationv1.Lease // as we wrote it; nil before that
 }
 
+// word is what a Lease says beside that it was renewed.
+type word struct {
+	settled uint64 // v1alpha1.AnnotationSettled, 0 for nothing
+	awaits  bool   // v1alpha1.AnnotationAwaits
+}
+
 // renew makes or renews the Lease. It reports restored where the broker has another one than we wrote: it may have been restored from
-// a backup since then, or there is another agent.
-func (r *renewal) renew(ctx context.Context, now time.Time) (restored bool, err error) {
+// a backup since then, or there is another agent. Then nothing is vouched for, whatever the word is.
+func (r *renewal) renew(ctx context.Context, now time.Time, say word) (restored bool, err error) {
 	if r.last != nil {
-		next := r.next(r.last, now)
+		next := r.next(r.last, now, say)
 		err = r.client.Update(ctx, next)
 		if !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
 			return false, r.wrote(next, err)
 		}
-		restored = true
+		restored, say.settled = true, 0
 	}
 	there := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.namespace, Name: v1alpha1.LeaseName}}
 	err = r.client.Get(ctx, client.ObjectKeyFromObject(there), there)
 	switch {
 	case apierrors.IsNotFound(err):
-		next := r.next(there, now)
+		next := r.next(there, now, say)
 		return restored, r.wrote(next, r.client.Create(ctx, next))
 	case err != nil:
 		return restored, err
 	}
-	next := r.next(there, now)
+	next := r.next(there, now, say)
 	return restored, r.wrote(next, r.client.Update(ctx, next))
 }
 
@@ -53,7 +60,7 @@ func (r *renewal) wrote(lease *coordinationv1.Lease, err error) error {
 
 // next is a Lease, renewed. The time of a renewal never falls, whatever the clock says and whichever Lease the broker has: that is how
 // the others know one that comes from a backup.
-func (r *renewal) next(lease *coordinationv1.Lease, now time.Time) *coordinationv1.Lease {
+func (r *renewal) next(lease *coordinationv1.Lease, now time.Time, say word) *coordinationv1.Lease {
 	next := lease.DeepCopy()
 	at := later(now, renewedAt(next).Add(time.Microsecond))
 	if r.last != nil {
@@ -62,6 +69,14 @@ func (r *renewal) next(lease *coordinationv1.Lease, now time.Time) *coordination
 	holder := holder()
 	next.Spec.HolderIdentity = &holder
 	next.Spec.RenewTime = &metav1.MicroTime{Time: at}
+	delete(next.Annotations, v1alpha1.AnnotationSettled)
+	delete(next.Annotations, v1alpha1.AnnotationAwaits)
+	if say.settled > 0 {
+		metav1.SetMetaDataAnnotation(&next.ObjectMeta, v1alpha1.AnnotationSettled, strconv.FormatUint(say.settled, 10))
+	}
+	if say.awaits {
+		metav1.SetMetaDataAnnotation(&next.ObjectMeta, v1alpha1.AnnotationAwaits, "true")
+	}
 	return next
 }
 

@@ -20,9 +20,10 @@ func TestRenewal(t *testing.T) {
 	server := fake.NewClientBuilder().WithScheme(scheme).Build()
 	key := client.ObjectKey{Namespace: "east", Name: v1alpha1.LeaseName}
 	seen := time.Time{}
+	say := word{settled: 7}
 	renew := func(r *renewal, when string, second int, wantRestored bool) *coordinationv1.Lease {
 		t.Helper()
-		restored, err := r.renew(t.Context(), time.Unix(int64(second), 0))
+		restored, err := r.renew(t.Context(), time.Unix(int64(second), 0), say)
 		if err != nil || restored != wantRestored {
 			t.Errorf("%s: restored %t, error %v", when, restored, err)
 		}
@@ -34,6 +35,12 @@ func TestRenewal(t *testing.T) {
 			t.Errorf("%s: renewed at %v, and before at %v", when, renewedAt(&l), seen)
 		}
 		seen = renewedAt(&l)
+		if want := map[bool]string{false: "7"}[wantRestored]; l.Annotations[v1alpha1.AnnotationSettled] != want {
+			t.Errorf("%s: the Lease says %v, want settled %q", when, l.Annotations, want)
+		}
+		if want := map[bool]string{true: "true"}[say.awaits]; l.Annotations[v1alpha1.AnnotationAwaits] != want {
+			t.Errorf("%s: the Lease says %v, want awaits %q", when, l.Annotations, want)
+		}
 		return &l
 	}
 	r := &renewal{client: server, namespace: "east"}
@@ -57,8 +64,10 @@ func TestRenewal(t *testing.T) {
 	renew(r, "restored from before the first", 1120, true)
 
 	// A new process, on a node whose clock is wrong.
+	say.awaits = true
 	r = &renewal{client: server, namespace: "east"}
 	l := renew(r, "started", 3, false)
+	say.awaits = false
 	renew(r, "started, and on", 43, false)
 	if l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == "" {
 		t.Error("the Lease does not say who holds it")

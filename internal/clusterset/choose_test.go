@@ -120,7 +120,7 @@ func TestChoose(t *testing.T) {
 				}
 				annotations["fastnet.dev/"+key] = value
 			}
-			policy := KnownPolicy(annotations)
+			policy := knownPolicy(annotations)
 			policy.Weights = weights
 			reach := func(cluster string) Reach {
 				switch words := strings.Fields(test.down); {

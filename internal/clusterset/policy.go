@@ -105,14 +105,6 @@ func (p Policy) Annotate(annotations map[string]string) map[string]string {
 	return annotations
 }
 
-// KnownPolicy is the policy that Annotate wrote.
-func KnownPolicy(annotations map[string]string) Policy {
-	var e v1alpha1.ExportedServiceSpec
-	ReadPolicy(annotations, &e)
-	e.Weight = nil
-	return policyOf([]Contribution{{Export: e}})
-}
-
 // ReadPolicy reads the annotations of a ServiceExport into its export. An annotation that cannot be read counts as not
 // there; what is wrong with it is said in words, one sentence an annotation.
 func ReadPolicy(annotations map[string]string, e *v1alpha1.ExportedServiceSpec) (problems []string) {

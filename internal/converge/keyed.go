@@ -62,6 +62,7 @@ type Keyed[K comparable] struct {
 	mu      sync.Mutex
 	queue   priorityqueue.PriorityQueue[K] // nil before Run: everything has a round then
 	since   map[K]time.Time                // poked, and not answered yet
+	rounds  map[K]time.Time                // of rounds under way, when they were poked
 	unmet   map[K]bool                     // of the first keys, those without a good round; nil before Run
 	failing map[K]error
 	logged  time.Time
@@ -78,7 +79,7 @@ func NewKeyed[K comparable](config KeyedConfig[K]) (*Keyed[K], error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
-	return &Keyed[K]{config: config, since: map[K]time.Time{}, failing: map[K]error{}}, nil
+	return &Keyed[K]{config: config, since: map[K]time.Time{}, rounds: map[K]time.Time{}, failing: map[K]error{}}, nil
 }
 
 // Poke asks for a round of each key, before those that PokeAll asked for. It never blocks and may be called from anywhere.
@@ -151,19 +152,23 @@ func (l *Keyed[K]) round(ctx context.Context, key K) {
 	l.mu.Lock()
 	poked, awaited := l.since[key]
 	delete(l.since, key) // what is poked from here on is another round's
+	if awaited {
+		l.rounds[key] = poked
+	}
 	l.mu.Unlock()
 
 	again, err := l.config.Round(ctx, key)
+	l.mu.Lock()
+	delete(l.rounds, key)
+	if awaited && err != nil {
+		l.since[key] = poked
+	}
+	l.mu.Unlock()
 	if ctx.Err() != nil {
 		return
 	}
 	l.note(key, err)
 	if err != nil {
-		if awaited {
-			l.mu.Lock()
-			l.since[key] = poked
-			l.mu.Unlock()
-		}
 		l.queue.AddWithOpts(priorityqueue.AddOpts{Priority: &ordinary, RateLimited: true}, key)
 		return
 	}
@@ -208,6 +213,23 @@ func (l *Keyed[K]) Ready() error {
 		return fmt.Errorf("%s: %d first rounds have not succeeded yet", l.config.Name, len(l.unmet))
 	}
 	return nil
+}
+
+// Answered says whether every poke before a time has been answered by a good round, and the first rounds have been good.
+func (l *Keyed[K]) Answered(before time.Time) bool {
+	if l.Ready() != nil {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, waiting := range []map[K]time.Time{l.since, l.rounds} {
+		for _, poked := range waiting {
+			if poked.Before(before) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // Failing is the last error of every key whose last round failed.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -202,4 +203,55 @@ func TestKeyedConfigReportsEveryProblem(t *testing.T) {
 			t.Errorf("error %v does not say %q", err, want)
 		}
 	}
+}
+
+// TestAnswered: what was poked before a time is answered when its rounds, and the first ones, have been good.
+func TestAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var good atomic.Bool
+		loop, err := NewKeyed(KeyedConfig[string]{
+			Name: "test", Workers: 1, Resync: time.Hour, Backoff: time.Second, Log: slog.New(slog.DiscardHandler),
+			All: func() []string { return []string{"a"} },
+			Round: func(context.Context, string) (time.Duration, error) {
+				time.Sleep(time.Second)
+				if !good.Load() {
+					return 0, errors.New("not yet")
+				}
+				return 0, nil
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		check := func(when string, before time.Time, want bool) {
+			t.Helper()
+			if got := loop.Answered(before); got != want {
+				t.Errorf("%s: answered %t, want %t", when, got, want)
+			}
+		}
+		pass := func(d time.Duration) time.Time { time.Sleep(d); synctest.Wait(); return time.Now() }
+		start := time.Now()
+		check("before it runs", start, false)
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { loop.Run(ctx) })
+		check("while the first round fails", pass(1500*time.Millisecond), false)
+		check("for nothing that was poked, before the first good round", start, false)
+		good.Store(true)
+		poked := pass(5 * time.Second)
+		check("at rest", poked, true)
+		loop.Poke("a")
+		check("by what came before", poked, true)
+		check("by what is poked", pass(time.Millisecond), false)
+		later := pass(10 * time.Millisecond)
+		loop.Poke("a")
+		check("by a round that goes on", later, false)
+		pass(time.Second)
+		check("by it, when it is over, though another goes on", later, true)
+		good.Store(false)
+		pass(time.Second)
+		check("by one that failed", time.Now(), false)
+		cancel()
+		running.Wait()
+	})
 }

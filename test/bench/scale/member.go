@@ -99,7 +99,11 @@ func newMember(name, joinFile string, services []*service) (*member, error) {
 	m := &member{name: name, namespace: namespace, services: services, changed: make(chan struct{}, 1), dirty: map[*service]bool{}}
 	m.change(services...)
 	m.Broker, err = broker.New(config, namespace, scheme, func(broker.Change) { m.poke() })
-	return m, err
+	if err != nil {
+		return nil, err
+	}
+	m.Settled = func(time.Time) bool { return m.done() }
+	return m, nil
 }
 
 func (m *member) poke() {
