@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -12,11 +13,13 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/gateway/cable"
 	"github.com/fastnet-io/fastnet/internal/liveness"
+	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 )
 
 // How cables are probed; the pace is that of package liveness.
@@ -45,8 +48,26 @@ const (
 	probeMagic   = "FNp1"
 	kindQuestion = 1
 	kindAnswer   = 2
-	// flagDraining: the sender is about to go and wants no more traffic.
+	// flagDraining: the sender is about to go and wants no more traffic. flagDeaf: nothing has come to it from us
+	// for deafAfter and two round-trip times, since probes go out no faster than they come back.
 	flagDraining = 1
+	flagDeaf     = 2
+)
+
+// Answers are not the only proof of life. In a link that is full, or a process that has more to do than it can, probes are lost or late among
+// the rest, in numbers that would mean death elsewhere; to give up a cable that carries all it can makes it worse for the others.
+// So a cable that misses probes is looked at. It lives while the peer's own probes come, which say whether the peer hears us; or while the
+// device receives more than these, and the peer's last word was that it does. A peer hears by what its device receives, too. Where
+// only one direction has died the peer is deaf in deafAfter.
+const (
+	deafAfter = 300 * time.Millisecond
+	// lookEvery is how often a device is looked at, and dataLasts for how long what it has received counts.
+	lookEvery, dataLasts = 30 * time.Millisecond, 150 * time.Millisecond
+	// probeTakes is how many bytes a device counts for a probe, at most, and leastData how many more must come between two looks: more than
+	// probes that have arrived and that we have not read.
+	probeTakes, leastData = 128, 512
+	// wordLasts is how long what a peer said last counts by itself, and a round-trip time more; wordOfData is for how long with data.
+	wordLasts, wordOfData = 150 * time.Millisecond, 3 * time.Second
 )
 
 // Health is what is known of a cable.
@@ -73,8 +94,10 @@ type Health struct {
 type prober struct {
 	// poke is called when the health of a cable has changed, with the mutex held: it must not block, nor ask.
 	poke func()
-	log  *slog.Logger
-	mark uint64 // this process, see "start" above
+	// received gives the bytes that a device has received so far.
+	received func(link string) (uint64, error)
+	log      *slog.Logger
+	mark     uint64 // this process, see "start" above
 
 	mu       sync.Mutex
 	draining bool             // we say
@@ -86,7 +109,11 @@ type prober struct {
 type line struct {
 	cable     cable.Cable
 	path      *liveness.Path
-	draining  bool   // says the peer
+	draining  bool      // says the peer
+	deaf      bool      // it says, too
+	heard     time.Time // when the last probe of the peer came
+	probes    uint64    // of the peer that came
+	look      look
 	packets   uint64 // probes that went through the cable, all kinds, either way
 	failures  int
 	attempts  int
@@ -98,8 +125,16 @@ type line struct {
 	openAt time.Time    // when to try to have one
 }
 
+// look is what a device had received when it was last looked at.
+type look struct {
+	at     time.Time
+	bytes  uint64
+	probes uint64    // that we had read by then
+	data   time.Time // when more than probes had come
+}
+
 func newProber(poke func(), log *slog.Logger) *prober {
-	return &prober{poke: poke, log: log, mark: uint64(time.Now().UnixNano()), lines: map[string]*line{}, changed: make(chan struct{}, 1)}
+	return &prober{poke: poke, received: receivedBy, log: log, mark: uint64(time.Now().UnixNano()), lines: map[string]*line{}, changed: make(chan struct{}, 1)}
 }
 
 func newLine(path *liveness.Path, now time.Time) *line {
@@ -291,6 +326,9 @@ func (p *prober) turn(ctx context.Context, now time.Time, readers *sync.WaitGrou
 
 // ask sends a probe, and reports whether somebody should look: the state or the number of attempts has changed.
 func (p *prober) ask(now time.Time, l *line) (look bool) {
+	if l.path.Doubted(now) && p.lives(now, l) {
+		l.path.Vouch(now)
+	}
 	before := l.path.State()
 	sequence, look := l.path.Probe(now)
 	if look && before == liveness.Up {
@@ -298,7 +336,7 @@ func (p *prober) ask(now time.Time, l *line) (look bool) {
 	}
 	if l.socket != nil {
 		packet := append(make([]byte, 0, probeSize), probeMagic...)
-		packet = append(packet, kindQuestion, p.flags(), 0, 0)
+		packet = append(packet, kindQuestion, p.flags(now, l), 0, 0)
 		packet = binary.BigEndian.AppendUint64(packet, sequence)
 		packet = binary.BigEndian.AppendUint64(packet, p.mark)
 		// Whatever the error is: the device may be another one of the same name now.
@@ -320,11 +358,40 @@ func (p *prober) ask(now time.Time, l *line) (look bool) {
 	return look
 }
 
-func (p *prober) flags() byte {
+// flags that a probe, or an answer, bears.
+func (p *prober) flags(now time.Time, l *line) (flags byte) {
 	if p.draining {
-		return flagDraining
+		flags |= flagDraining
 	}
-	return 0
+	if patience := deafAfter + 2*l.path.RTT(); now.Sub(l.heard) > patience && now.Sub(l.look.data) > patience {
+		flags |= flagDeaf
+	}
+	return flags
+}
+
+// lives says whether a cable that misses probes is known to live all the same.
+func (p *prober) lives(now time.Time, l *line) bool {
+	if now.Sub(l.look.at) >= lookEvery {
+		bytes, err := p.received(l.cable.Local.Zone())
+		if err != nil {
+			p.log.Debug("cannot tell what came through a cable", "endpoint", l.cable.Endpoint, "error", err)
+		}
+		last := l.look
+		l.look.at, l.look.bytes, l.look.probes = now, bytes, l.probes
+		if now.Sub(last.at) <= dataLasts && bytes >= last.bytes+leastData+probeTakes*(l.probes-last.probes) {
+			l.look.data = now
+		}
+	}
+	word := now.Sub(l.heard)
+	return !l.deaf && (word <= wordLasts+l.path.RTT() || word <= wordOfData && now.Sub(l.look.data) <= dataLasts)
+}
+
+func receivedBy(link string) (uint64, error) {
+	device, err := netlink.LinkByName(link)
+	if err != nil || device.Attrs().Statistics == nil {
+		return 0, fmt.Errorf("statistics of %s: %w", link, err)
+	}
+	return device.Attrs().Statistics.RxBytes, nil
 }
 
 func (p *prober) open(ctx context.Context, now time.Time, l *line, readers *sync.WaitGroup) {
@@ -343,7 +410,9 @@ func (p *prober) open(ctx context.Context, now time.Time, l *line, readers *sync
 func listen(ctx context.Context, local netip.Addr) (*net.UDPConn, error) {
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var bindErr error
-		err := raw.Control(func(fd uintptr) { bindErr = unix.BindToDevice(int(fd), local.Zone()) })
+		err := raw.Control(func(fd uintptr) {
+			bindErr = errors.Join(unix.BindToDevice(int(fd), local.Zone()), nodeprobe.First(int(fd), true))
+		})
 		return errors.Join(err, bindErr)
 	}}
 	socket, err := config.ListenPacket(ctx, "udp6", netip.AddrPortFrom(local.WithZone(""), ProbePort).String())
@@ -382,12 +451,14 @@ func (p *prober) take(packet []byte, from netip.Addr, l *line, now time.Time) (a
 		return nil
 	}
 	l.packets++
+	l.probes++
+	l.heard = now
 	look := false
 	switch {
 	case packet[4] == kindQuestion:
 		l.packets++ // the answer
 		look = l.told(packet[5])
-		packet[4], packet[5] = kindAnswer, p.flags()
+		packet[4], packet[5] = kindAnswer, p.flags(now, l)
 		answer = packet
 	case packet[4] == kindAnswer && binary.BigEndian.Uint64(packet[16:]) == p.mark:
 		unknown := l.path.RTT() == 0
@@ -405,6 +476,6 @@ func (p *prober) take(packet []byte, from netip.Addr, l *line, now time.Time) (a
 func (l *line) told(flags byte) (changed bool) {
 	draining := flags&flagDraining != 0
 	changed = draining != l.draining
-	l.draining = draining
+	l.draining, l.deaf = draining, flags&flagDeaf != 0
 	return changed
 }

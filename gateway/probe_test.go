@@ -1,7 +1,9 @@
 package gateway
 
 import (
+	"cmp"
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/gateway/cable"
+	"github.com/fastnet-io/fastnet/internal/liveness"
 )
 
 func testProber() *prober { return newProber(func() {}, slog.New(slog.DiscardHandler)) }
@@ -148,4 +151,100 @@ func TestHandshakesStandInWhereThereCanBeNoProbes(t *testing.T) {
 			t.Errorf("last handshake %s: %s, want %s", step.last, h.State, step.want)
 		}
 	}
+}
+
+// TestCableLivesWithoutAnswers: no probe of ours is answered. What happens depends on what the device receives, and on what the peer says.
+func TestCableLivesWithoutAnswers(t *testing.T) {
+	const tick = 20 * time.Millisecond
+	for name, c := range map[string]struct {
+		data     uint64 // bytes a tick
+		flags    byte   // of the peer's probes
+		every    int    // so many ticks there is one, 5 if it is 0
+		silent   bool   // there are none
+		broken   bool   // nobody knows what the device has received
+		downFrom time.Duration
+		downBy   time.Duration // 0 for never
+	}{
+		"nothing":                              {silent: true, downFrom: 200 * time.Millisecond, downBy: 300 * time.Millisecond},
+		"the peer's probes":                    {},
+		"the peer's probes, and it drains":     {flags: flagDraining},
+		"the peer does not hear":               {flags: flagDeaf, downFrom: 200 * time.Millisecond, downBy: 400 * time.Millisecond},
+		"data":                                 {data: 3000, silent: true, downFrom: wordOfData, downBy: wordOfData + 500*time.Millisecond},
+		"data, and a word now and then":        {data: 3000, every: 50},
+		"a word now and then":                  {every: 50, downFrom: 200 * time.Millisecond, downBy: 500 * time.Millisecond},
+		"a word now and then, and little data": {data: 10, every: 50, downFrom: 200 * time.Millisecond, downBy: 500 * time.Millisecond},
+		"data, and the peer does not hear":     {data: 3000, flags: flagDeaf, downFrom: 200 * time.Millisecond, downBy: 400 * time.Millisecond},
+		"data that nobody can count":           {data: 3000, every: 50, broken: true, downFrom: 200 * time.Millisecond, downBy: 500 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := testProber()
+			var received uint64
+			p.received = func(link string) (uint64, error) {
+				if link != "fastnet-wabcdef" || c.broken {
+					return 0, errors.New("no such link")
+				}
+				return received, nil
+			}
+			p.set(cable.Report{Cables: []cable.Cable{cableTo("c2.a")}})
+			peer, line, now := netip.MustParseAddr(probeAddress), p.lines["c2.a"], time.Now()
+			p.turns(t, now, time.Millisecond)
+			p.take(probe(kindAnswer, 0, 1, p.mark), peer, line, now.Add(time.Millisecond))
+			p.turns(t, now.Add(time.Millisecond), 50*time.Millisecond)
+			now = now.Add(52 * time.Millisecond)
+			p.take(probe(kindAnswer, 0, 2, p.mark), peer, line, now)
+			if line.path.State() != liveness.Up || line.path.RTT() == 0 {
+				t.Fatal("it is not up")
+			}
+			start := now
+			down := time.Duration(0)
+			for n := 1; down == 0 && now.Sub(start) < 10*time.Second; n++ {
+				received += c.data
+				if n%cmp.Or(c.every, 5) == 0 && !c.silent {
+					received += 72
+					p.take(probe(kindQuestion, c.flags, 1, 99), peer, line, now)
+				}
+				p.turns(t, now, tick)
+				now = now.Add(tick)
+				if line.path.State() != liveness.Up {
+					down = now.Sub(start)
+				}
+			}
+			if down < c.downFrom || down > c.downBy {
+				t.Errorf("down after %s, want %s to %s", down, c.downFrom, c.downBy)
+			}
+			if c.downBy > 0 {
+				return
+			}
+			// It dies.
+			for start = now; line.path.State() == liveness.Up && now.Sub(start) < 2*time.Second; now = now.Add(tick) {
+				p.turns(t, now, tick)
+			}
+			if died := now.Sub(start); died > 500*time.Millisecond {
+				t.Errorf("dead after %s", died)
+			}
+		})
+	}
+}
+
+// A gateway that hears nothing says so.
+func TestWhoHearsNothingSaysSo(t *testing.T) {
+	p := testProber()
+	p.set(cable.Report{Cables: []cable.Cable{cableTo("c2.a")}})
+	line, now := p.lines["c2.a"], time.Now()
+	check := func(when string, want byte) {
+		t.Helper()
+		if got := p.flags(now, line); got != want {
+			t.Errorf("%s: flags %d, want %d", when, got, want)
+		}
+	}
+	check("at first", flagDeaf)
+	p.take(probe(kindQuestion, 0, 1, 99), netip.MustParseAddr(probeAddress), line, now)
+	check("when a probe came", 0)
+	p.drain(true)
+	now = now.Add(deafAfter)
+	check("in the last moment", flagDraining)
+	now = now.Add(1)
+	check("after it", flagDraining|flagDeaf)
+	line.look.data = now
+	check("when data came", flagDraining)
 }

@@ -19,6 +19,7 @@
 //   - A path that flaps, which is one that was up for less than a minute when it goes down, has to answer for twice as long each
 //     time before it is up again: 2 s, 4 s and so on, to 30 s. A minute of being up forgives all. While it answers for that time it is
 //     recovering: to be taken where there is nothing better.
+//   - Where probes are lost among much else, so that a path looks dead, whoever knows better may say so (Vouch): what it missed is forgotten.
 //   - Whoever is stopped (SIGSTOP, a starved processor) blames no path: probes that nobody could have seen answered are
 //     forgotten.
 package liveness
@@ -132,13 +133,7 @@ func (p *Path) Next() time.Time { return p.next }
 // Probe notes that a probe goes out now, and gives its sequence number. It reports whether the state has changed.
 func (p *Path) Probe(now time.Time) (sequence uint64, changed bool) {
 	if p.sent > 0 && now.Sub(p.next) > stall {
-		// Answers to what is under way may wait in our own queue. They still count when they are read.
-		for n := p.newest + 1; n <= p.sent; n++ {
-			if probe := p.probe(n); probe != nil && !probe.answered {
-				probe.void = true
-			}
-		}
-		p.newest, p.answered = p.sent, now
+		p.forget(now) // answers to what is under way may wait in our own queue
 	}
 	missed := p.missed(now)
 	if p.answers() && missed >= downAfter {
@@ -163,6 +158,22 @@ func (p *Path) Probe(now time.Time) (sequence uint64, changed bool) {
 		p.next = now.Add(EagerPace)
 	}
 	return p.sent, changed
+}
+
+// Doubted says whether the path has missed half of the probes that it may, and counted as living until now.
+func (p *Path) Doubted(now time.Time) bool { return p.answers() && p.missed(now) >= downAfter/2 }
+
+// Vouch notes that the path lives, both ways, whatever became of its probes.
+func (p *Path) Vouch(now time.Time) { p.forget(now) }
+
+// forget the probes that were missed, or are under way. Answers to them still count when they come.
+func (p *Path) forget(now time.Time) {
+	for n := p.newest + 1; n <= p.sent; n++ {
+		if probe := p.probe(n); probe != nil && !probe.answered {
+			probe.void = true
+		}
+	}
+	p.newest, p.answered = p.sent, now
 }
 
 // Answer notes that the answer to a probe has come. It reports whether the state has changed. Answers to probes that were

@@ -256,8 +256,15 @@ func (n *Node) enterArgs(init process) []string {
 	if n.role == "control" {
 		kubeconfig = "KUBECONFIG=/etc/kubernetes/admin.conf"
 	}
-	return []string{"nsenter", "--target=" + strconv.Itoa(init.PID), "--net", "--mount", "--uts", "--ipc", "--pid", "--wd",
-		"--", "env", path, kubeconfig, "CONTAINERD_NAMESPACE=k8s.io"}
+	return append(joinGroup(n.lab.groups.procsFiles(n.name)), "nsenter", "--target="+strconv.Itoa(init.PID), "--net", "--mount", "--uts", "--ipc", "--pid", "--wd",
+		"--", "env", path, kubeconfig, "CONTAINERD_NAMESPACE=k8s.io")
+}
+
+// joinGroup is the command line to put before one that is to run in the control group that files are of. On a node a command has its share
+// of the node's processors, as it would have on a machine, and none beside the lab's: in a busy one all nodes together had no more than a
+// command alone.
+func joinGroup(files []string) []string {
+	return append([]string{"sh", "-c", `while [ "$1" != -- ]; do echo 0 > "$1" || exit; shift; done; shift; exec "$@"`, "sh"}, append(files, "--")...)
 }
 
 // Command is a command that runs in the WAN's network namespace, with the machine's own files and processes.

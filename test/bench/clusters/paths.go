@@ -33,8 +33,8 @@ func watchFlows(ctx context.Context, gateway *lab.Node) error {
 	return nil
 }
 
-// seen is the number of packets by port.
-func seen(ctx context.Context, gateway *lab.Node) (map[uint16]uint64, error) {
+// Seen is the number of packets that a gateway has forwarded so far, by the flow's port.
+func Seen(ctx context.Context, gateway *lab.Node) (map[uint16]uint64, error) {
 	out, err := gateway.Command(ctx, "nft", "-j", "list", "set", "inet", watchTable, "seen").Output()
 	if err != nil {
 		return nil, fmt.Errorf("%s: nft: %w", gateway.Name(), err)
@@ -84,7 +84,7 @@ func (p *Pair) Paths(ctx context.Context, ports []uint16) (map[uint16][]*lab.Nod
 		for _, s := range p.Sides {
 			here := map[uint16]bool{}
 			for _, gateway := range s.Gateways {
-				counts, err := seen(ctx, gateway)
+				counts, err := Seen(ctx, gateway)
 				if err != nil {
 					return err
 				}
@@ -114,10 +114,4 @@ func Over(paths map[uint16][]*lab.Node, gateway *lab.Node) (over, others int) {
 		}
 	}
 	return over, others
-}
-
-// Forwarded is the number of packets of a flow that a gateway has forwarded so far.
-func Forwarded(ctx context.Context, gateway *lab.Node, port uint16) (uint64, error) {
-	counts, err := seen(ctx, gateway)
-	return counts[port], err
 }

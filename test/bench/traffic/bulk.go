@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Ports of every bulk sink: for as much as there is, and for packets that are sent back as they came.
@@ -22,11 +24,11 @@ const (
 // Bulk is what a bulk source is asked for. All flows send as much as they can, until it is asked for something else; or else it
 // sends pings.
 type Bulk struct {
-	To    netip.Addr `json:"to"`
-	TCP   bool       `json:"tcp,omitempty"`
-	Ports []uint16   `json:"ports,omitempty"` // source ports, one a flow
-	Pings int        `json:"pings,omitempty"` // one after the other, from the first of the ports
-	Size  int        `json:"size,omitempty"`  // of a UDP packet, without headers; at least as large as a ping
+	To    []netip.Addr `json:"to"` // of sinks: flows take turns, pings go to the first
+	TCP   bool         `json:"tcp,omitempty"`
+	Ports []uint16     `json:"ports,omitempty"` // source ports, one a flow
+	Pings int          `json:"pings,omitempty"` // one after the other, from the first of the ports
+	Size  int          `json:"size,omitempty"`  // of a UDP packet, without headers; at least as large as a ping
 }
 
 // Bytes is how much a bulk sink has received until a time.
@@ -72,8 +74,11 @@ func bulkSource(_ []string, in io.Reader, out io.Writer) error {
 		var ctx context.Context
 		ctx, stop = context.WithCancel(context.Background())
 		var errs []error
-		for _, port := range b.Ports {
-			flow := Flow{Port: port, TCP: b.TCP, To: b.To}
+		if len(b.Ports) > 0 && len(b.To) == 0 {
+			return nil, errors.New("flows need somewhere to go")
+		}
+		for n, port := range b.Ports {
+			flow := Flow{Port: port, TCP: b.TCP, To: b.To[n%len(b.To)]}
 			send, err := openBulk(ctx, flow, b.Size)
 			if err != nil {
 				errs = append(errs, err)
@@ -120,10 +125,10 @@ func openBulk(ctx context.Context, flow Flow, size int) (send func(), err error)
 const pingTimeout = time.Second
 
 func ping(b Bulk) (times []time.Duration, err error) {
-	if len(b.Ports) == 0 {
-		return nil, errors.New("pings need a port")
+	if len(b.Ports) == 0 || len(b.To) == 0 {
+		return nil, errors.New("pings need a port, and somewhere to go")
 	}
-	conn, err := net.DialUDP("udp", &net.UDPAddr{Port: int(b.Ports[0])}, net.UDPAddrFromAddrPort(netip.AddrPortFrom(b.To, EchoPort)))
+	conn, err := net.DialUDP("udp", &net.UDPAddr{Port: int(b.Ports[0])}, net.UDPAddrFromAddrPort(netip.AddrPortFrom(b.To[0], EchoPort)))
 	if err != nil {
 		return nil, err
 	}
@@ -169,6 +174,14 @@ func bulkSink(_ []string, in io.Reader, out io.Writer) error {
 		return err
 	}
 	defer echo.Close()
+	raw, err := echo.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var refused error
+	if err := raw.Control(func(fd uintptr) { refused = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1) }); err != nil || refused != nil {
+		return errors.Join(err, refused)
+	}
 	tcp, err := net.ListenTCP("tcp", &net.TCPAddr{Port: BulkPort})
 	if err != nil {
 		return err
@@ -184,18 +197,7 @@ func bulkSink(_ []string, in io.Reader, out io.Writer) error {
 			received.udp.Add(uint64(n))
 		}
 	}()
-	go func() {
-		buffer := make([]byte, 64<<10)
-		for {
-			n, from, err := echo.ReadFromUDPAddrPort(buffer)
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err == nil {
-				_, _ = echo.WriteToUDPAddrPort(buffer[:n], from) // a ping without an answer is one that is lost
-			}
-		}
-	}()
+	go answer(echo)
 	go func() {
 		for {
 			conn, err := tcp.AcceptTCP()
@@ -220,6 +222,24 @@ func bulkSink(_ []string, in io.Reader, out io.Writer) error {
 	return Serve(in, out, func(struct{}) (any, error) {
 		return Bytes{received.tcp.Load(), received.udp.Load(), time.Now()}, nil
 	})
+}
+
+// answer sends packets back as they came, from the address that they were sent to: a host with several would take the one that its routes
+// name. It is as IPv6, whatever the packets are: so is a socket that has both families.
+func answer(echo *net.UDPConn) {
+	buffer, control := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(unix.SizeofInet6Pktinfo))
+	for {
+		n, size, _, from, err := echo.ReadMsgUDPAddrPort(buffer, control)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		messages, wrong := unix.ParseSocketControlMessage(control[:size])
+		if err != nil || wrong != nil || len(messages) != 1 || len(messages[0].Data) < unix.SizeofInet6Pktinfo {
+			continue
+		}
+		back := unix.Inet6Pktinfo{Addr: [16]byte(messages[0].Data)}                // by whatever link
+		_, _, _ = echo.WriteMsgUDPAddrPort(buffer[:n], unix.PktInfo6(&back), from) // a ping without an answer is one that is lost
+	}
 }
 
 // Rate is bits a second between two counts.

@@ -133,7 +133,7 @@ func TestBulk(t *testing.T) {
 	sink, source := start(t, b, "bulk-sink"), start(t, a, "bulk-source")
 	for n, to := range []string{"10.0.0.2", "fd00::2"} {
 		for _, tcp := range []bool{true, false} {
-			bulk := traffic.Bulk{To: netip.MustParseAddr(to), TCP: tcp, Ports: []uint16{uint16(22000 + 10*n), uint16(22001 + 10*n)}, Size: 1200}
+			bulk := traffic.Bulk{To: []netip.Addr{netip.MustParseAddr(to)}, TCP: tcp, Ports: []uint16{uint16(22000 + 10*n), uint16(22001 + 10*n)}, Size: 1200}
 			before, err := sink.Bytes()
 			if err := errors.Join(err, source.Bulk(bulk)); err != nil {
 				t.Fatal(err)
@@ -160,7 +160,7 @@ func TestBulk(t *testing.T) {
 				t.Errorf("rate %v: %v", rate, err)
 			}
 		}
-		times, err := source.Ping(traffic.Bulk{To: netip.MustParseAddr(to), Ports: []uint16{22100}, Pings: 20, Size: 100})
+		times, err := source.Ping(traffic.Bulk{To: []netip.Addr{netip.MustParseAddr(to)}, Ports: []uint16{22100}, Pings: 20, Size: 100})
 		if err != nil || len(times) < 10 || times[0] <= 0 || times[0] > time.Second {
 			t.Errorf("pings to %s: %v %v", to, times, err)
 		}

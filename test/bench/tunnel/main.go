@@ -55,6 +55,8 @@ type bench struct {
 	slice  time.Duration
 	report *report.Report
 	ways   map[string]*way
+	pods   []*way // between the pods, see flowsOf
+	one    bool   // the second gateways are drained
 	port   uint16 // the next flow's
 }
 

@@ -66,23 +66,16 @@ func (b *bench) rate(w *way, bulk traffic.Bulk) (rate float64, err error) {
 
 // throughput has one flow run each way in turns, TCP and then UDP, IPv4 and IPv6 in alternate rounds.
 func (b *bench) throughput() error {
-	strayed := false
+	if err := b.oneGateway(true); err != nil {
+		return err
+	}
 	for _, tcp := range []bool{true, false} {
 		kind := map[bool]string{true: "TCP", false: "UDP"}[tcp]
 		turn := map[string]int{}
 		results, err := report.Rounds(b.rounds, wayNames(), func(name string) (float64, error) {
 			w, family := b.ways[name], turn[name]%2
 			turn[name]++
-			bulk := traffic.Bulk{To: w.to[family], TCP: tcp, Size: packetSize}
-			port, found, err := b.pick(w, func(port uint16) error {
-				bulk.Ports = []uint16{port}
-				return errors.Join(w.start(bulk), b.awaitMegabytes(w, 1), w.stop())
-			})
-			if err != nil {
-				return 0, err
-			}
-			strayed = strayed || !found
-			bulk.Ports = []uint16{port}
+			bulk := traffic.Bulk{To: w.to[family : family+1], TCP: tcp, Ports: []uint16{b.next()}, Size: packetSize}
 			rate, err := b.rate(w, bulk)
 			fmt.Printf("  %s IPv%d  %-20s %8.0f Mbit/s\n", kind, 4+2*family, name, rate)
 			return rate, err
@@ -97,9 +90,6 @@ func (b *bench) throughput() error {
 		set := func(row, ours, peer string) {
 			ratio := rates[ours].Over(rates[peer])
 			detail := fmt.Sprintf("%s %s; Mbit/s: %s", kind, ratio, report.Figures(map[string]report.Sample{ours: rates[ours], peer: rates[peer]}))
-			if strayed && ours == gwGw {
-				detail += "; some flows went over other gateways"
-			}
 			if tcp {
 				b.report.Set(row, ratio.Median(), "%s", detail)
 				return
@@ -122,18 +112,14 @@ const pings = 500
 
 // rtt measures round trips of small packets, while nothing else is sent.
 func (b *bench) rtt() error {
+	if err := b.oneGateway(true); err != nil {
+		return err
+	}
 	turn := map[string]int{}
 	results, err := report.Rounds(b.rounds, wayNames(), func(name string) (float64, error) {
 		w, family := b.ways[name], turn[name]%2
 		turn[name]++
-		ping := func(port uint16, count int) ([]time.Duration, error) {
-			return w.source.Ping(traffic.Bulk{To: w.to[family], Ports: []uint16{port}, Pings: count, Size: 64})
-		}
-		port, _, err := b.pick(w, func(port uint16) error { _, err := ping(port, 5); return err })
-		if err != nil {
-			return 0, err
-		}
-		times, err := ping(port, pings)
+		times, err := w.source.Ping(traffic.Bulk{To: w.to[family : family+1], Ports: []uint16{b.next()}, Pings: pings, Size: 64})
 		if err == nil && len(times) < pings/2 {
 			err = fmt.Errorf("%d of %d pings came back", len(times), pings)
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -58,7 +57,7 @@ func TestBareWireGuard(t *testing.T) {
 	// next attempts are 5 s later.
 	for _, addr := range to {
 		netns.Eventually(t, time.Minute, "the pair has shaken hands", func() error {
-			if times, err := w.source.Ping(traffic.Bulk{To: addr, Ports: []uint16{b.next()}, Pings: 1, Size: 64}); err != nil || len(times) == 0 {
+			if times, err := w.source.Ping(traffic.Bulk{To: []netip.Addr{addr}, Ports: []uint16{b.next()}, Pings: 1, Size: 64}); err != nil || len(times) == 0 {
 				return fmt.Errorf("no answer from %s: %v", addr, err)
 			}
 			return nil
@@ -66,24 +65,13 @@ func TestBareWireGuard(t *testing.T) {
 	}
 	for family, addr := range to {
 		for _, tcp := range []bool{true, false} {
-			rate, err := b.rate(w, traffic.Bulk{To: addr, TCP: tcp, Ports: []uint16{b.next()}, Size: packetSize})
+			rate, err := b.rate(w, traffic.Bulk{To: []netip.Addr{addr}, TCP: tcp, Ports: []uint16{b.next()}, Size: packetSize})
 			if err != nil || rate <= 0 {
 				t.Errorf("IPv%d: %v Mbit/s, %v", 4+2*family, rate, err)
 			}
 		}
-		if times, err := w.source.Ping(traffic.Bulk{To: addr, Ports: []uint16{b.next()}, Pings: 10, Size: 64}); err != nil || len(times) < 5 {
+		if times, err := w.source.Ping(traffic.Bulk{To: []netip.Addr{addr}, Ports: []uint16{b.next()}, Pings: 10, Size: 64}); err != nil || len(times) < 5 {
 			t.Errorf("IPv%d: pings took %v, %v", 4+2*family, times, err)
-		}
-	}
-}
-
-// TestPick: a way without gateways to avoid takes any port, without a probe.
-func TestPick(t *testing.T) {
-	b := &bench{ctx: t.Context(), port: 59998}
-	for _, want := range []uint16{59999, 20000, 20001} {
-		port, found, err := b.pick(&way{}, func(uint16) error { return errors.New("probed") })
-		if port != want || !found || err != nil {
-			t.Errorf("got %d %v %v, want %d", port, found, err, want)
 		}
 	}
 }

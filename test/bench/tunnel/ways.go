@@ -9,7 +9,6 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
-	"github.com/fastnet-io/fastnet/test/bench/clusters"
 	"github.com/fastnet-io/fastnet/test/bench/traffic"
 	"github.com/fastnet-io/fastnet/test/lab"
 )
@@ -28,8 +27,6 @@ const (
 type way struct {
 	source, sink *traffic.Process
 	to           []netip.Addr // of the sink, IPv4 first
-	// avoid are gateways that a flow of this way must not go over.
-	avoid []*lab.Node
 }
 
 func wayNames() []string {
@@ -44,13 +41,19 @@ func wayNames() []string {
 //	veth                  the same, and between the two worker3, over the nodes' own addresses
 func (b *bench) openWays() error {
 	b.ways = map[string]*way{}
-	var ends [2]struct{ gateway, worker, pod *traffic.Process }
+	var ends [2]struct {
+		gateway, worker *traffic.Process
+		pods            []*traffic.Process
+	}
 	for i, role := range []string{"bulk-source", "bulk-sink"} {
 		s := b.Sides[i]
 		var errs [3]error
 		ends[i].gateway, errs[0] = b.OnNode(b.ctx, s.Gateways[0], nil, role)
 		ends[i].worker, errs[1] = b.OnNode(b.ctx, s.Plain, nil, role)
-		ends[i].pod, errs[2] = b.InPod(b.ctx, s.Pods[0], nil, role)
+		for _, pod := range s.Pods {
+			process, err := b.InPod(b.ctx, pod, nil, role)
+			ends[i].pods, errs[2] = append(ends[i].pods, process), errors.Join(errs[2], err)
+		}
 		if err := errors.Join(errs[:]...); err != nil {
 			return err
 		}
@@ -59,7 +62,10 @@ func (b *bench) openWays() error {
 	gateways := func(to []netip.Addr) *way { return &way{source: ends[0].gateway, sink: ends[1].gateway, to: to} }
 	b.ways[vethGateways] = gateways(far.Gateways[0].Addrs())
 	b.ways[vethWorkers] = &way{source: ends[0].worker, sink: ends[1].worker, to: far.Plain.Addrs()}
-	b.ways[workerWorker] = &way{source: ends[0].pod, sink: ends[1].pod, to: far.Pods[0].Addrs}
+	for i, pod := range far.Pods {
+		b.pods = append(b.pods, &way{source: ends[0].pods[i], sink: ends[1].pods[i], to: pod.Addrs})
+	}
+	b.ways[workerWorker] = b.pods[0]
 	vxlan, err := b.openVXLAN()
 	if err != nil {
 		return fmt.Errorf("VXLAN: %w", err)
@@ -75,9 +81,6 @@ func (b *bench) openWays() error {
 		return err
 	}
 	b.ways[gwGw] = gateways(among)
-	for _, s := range b.Sides {
-		b.ways[gwGw].avoid = append(b.ways[gwGw].avoid, s.Gateways[1:]...)
-	}
 	return nil
 }
 
@@ -157,6 +160,14 @@ func (b *bench) openVXLAN() ([]netip.Addr, error) {
 // wireguardPort is that of the bare pair.
 const wireguardPort = 51999
 
+// likeTheGateway has a command run in the control group of the node's gateway, so that both have the same share of the processors.
+const likeTheGateway = `pid=$(pgrep -o fastnet-gateway)
+if [ -d /sys/fs/cgroup/cpu ]
+then echo 0 > /sys/fs/cgroup/cpu$(sed -n 's/^[0-9]*:[^:]*\bcpu\b[^:]*://p' /proc/$pid/cgroup)/cgroup.procs
+else echo 0 > /sys/fs/cgroup$(sed -n 's/^0:://p' /proc/$pid/cgroup)/cgroup.procs
+fi
+exec "$@"`
+
 // openWireGuard makes a pair of wireguard-go, with the MTU that ours has, in processes of their own.
 func (b *bench) openWireGuard() ([]netip.Addr, error) {
 	var keys [2]wgtypes.Key
@@ -172,7 +183,7 @@ func (b *bench) openWireGuard() ([]netip.Addr, error) {
 		if err := b.sh(here, "ip link del "+wireguardLink+" 2>/dev/null || true"); err != nil {
 			return nil, err
 		}
-		_, err := b.OnNode(b.ctx, here, nil, "wireguard", fmt.Sprintf("%x", keys[i][:]), fmt.Sprintf("%x", publicKey(keys[1-i])),
+		_, err := b.OnNode(b.ctx, here, []string{"sh", "-ec", likeTheGateway, "sh"}, "wireguard", fmt.Sprintf("%x", keys[i][:]), fmt.Sprintf("%x", publicKey(keys[1-i])),
 			netip.AddrPortFrom(there.Addrs()[0], wireguardPort).String())
 		if err != nil {
 			return nil, err
@@ -190,32 +201,7 @@ func publicKey(private wgtypes.Key) []byte {
 	return key[:]
 }
 
-// pick gives a source port for a flow that goes the way that is meant: with several gateways a flow's port decides. probe sends
-// such a flow. Where none of many goes that way, the way is what it is, and false says so.
-func (b *bench) pick(w *way, probe func(port uint16) error) (uint16, bool, error) {
-	if len(w.avoid) == 0 {
-		return b.next(), true, nil
-	}
-	for range 64 {
-		port := b.next()
-		if err := probe(port); err != nil {
-			return 0, false, err
-		}
-		strays := false
-		for _, gateway := range w.avoid {
-			packets, err := clusters.Forwarded(b.ctx, gateway, port)
-			if err != nil {
-				return 0, false, err
-			}
-			strays = strays || packets > 0
-		}
-		if !strays {
-			return port, true, nil
-		}
-	}
-	return b.next(), false, nil
-}
-
+// next is the source port of a new flow.
 func (b *bench) next() uint16 {
 	if b.port++; b.port == 60000 {
 		b.port = 20000
