@@ -326,7 +326,11 @@ func (p *prober) turn(ctx context.Context, now time.Time, readers *sync.WaitGrou
 
 // ask sends a probe, and reports whether somebody should look: the state or the number of attempts has changed.
 func (p *prober) ask(now time.Time, l *line) (look bool) {
-	if l.path.Doubted(now) && p.lives(now, l) {
+	missed := l.path.Missed(now)
+	if missed >= liveness.DownAfter/2 {
+		p.see(now, l)
+	}
+	if missed >= liveness.DownAfter-1 && l.lives(now) { // not before: a word from before its death would win a cable time
 		l.path.Vouch(now)
 	}
 	before := l.path.State()
@@ -369,19 +373,24 @@ func (p *prober) flags(now time.Time, l *line) (flags byte) {
 	return flags
 }
 
-// lives says whether a cable that misses probes is known to live all the same.
-func (p *prober) lives(now time.Time, l *line) bool {
-	if now.Sub(l.look.at) >= lookEvery {
-		bytes, err := p.received(l.cable.Local.Zone())
-		if err != nil {
-			p.log.Debug("cannot tell what came through a cable", "endpoint", l.cable.Endpoint, "error", err)
-		}
-		last := l.look
-		l.look.at, l.look.bytes, l.look.probes = now, bytes, l.probes
-		if now.Sub(last.at) <= dataLasts && bytes >= last.bytes+leastData+probeTakes*(l.probes-last.probes) {
-			l.look.data = now
-		}
+// see looks at what came through a cable.
+func (p *prober) see(now time.Time, l *line) {
+	if now.Sub(l.look.at) < lookEvery {
+		return
 	}
+	bytes, err := p.received(l.cable.Local.Zone())
+	if err != nil {
+		p.log.Debug("cannot tell what came through a cable", "endpoint", l.cable.Endpoint, "error", err)
+	}
+	last := l.look
+	l.look.at, l.look.bytes, l.look.probes = now, bytes, l.probes
+	if now.Sub(last.at) <= dataLasts && bytes >= last.bytes+leastData+probeTakes*(l.probes-last.probes) {
+		l.look.data = now
+	}
+}
+
+// lives says whether a cable that misses probes is known to live all the same.
+func (l *line) lives(now time.Time) bool {
 	word := now.Sub(l.heard)
 	return !l.deaf && (word <= wordLasts+l.path.RTT() || word <= wordOfData && now.Sub(l.look.data) <= dataLasts)
 }

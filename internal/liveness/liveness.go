@@ -39,8 +39,8 @@ const (
 	SlowPace   = 200 * time.Millisecond
 	quiet      = 5 * time.Second
 
-	// A path is down when downAfter probes in a row were missed.
-	downAfter = 12
+	// DownAfter probes in a row that were missed a path is down.
+	DownAfter = 12
 	// A path that was down is up again when upOf of the last upFrom probes were answered.
 	upOf, upFrom = 12, 20
 
@@ -136,7 +136,7 @@ func (p *Path) Probe(now time.Time) (sequence uint64, changed bool) {
 		p.forget(now) // answers to what is under way may wait in our own queue
 	}
 	missed := p.missed(now)
-	if p.answers() && missed >= downAfter {
+	if p.answers() && missed >= DownAfter {
 		if p.state == Up {
 			p.flap(now)
 		}
@@ -160,8 +160,13 @@ func (p *Path) Probe(now time.Time) (sequence uint64, changed bool) {
 	return p.sent, changed
 }
 
-// Doubted says whether the path has missed half of the probes that it may, and counted as living until now.
-func (p *Path) Doubted(now time.Time) bool { return p.answers() && p.missed(now) >= downAfter/2 }
+// Missed is how many probes in a row a path has missed that counted as living until now. With DownAfter it is down by the next Probe.
+func (p *Path) Missed(now time.Time) int {
+	if !p.answers() {
+		return 0
+	}
+	return p.missed(now)
+}
 
 // Vouch notes that the path lives, both ways, whatever became of its probes.
 func (p *Path) Vouch(now time.Time) { p.forget(now) }
