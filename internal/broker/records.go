@@ -86,7 +86,7 @@ type Records struct {
 	leases   leases
 	expired  map[string]string // cluster IDs of members that are silent for too long, by namespace
 	// For an agent that starts: the version of the broker's store when it came, 0 while that is not known; who has not answered since, by
-	// namespace, nil until all is listed; and the end of its patience.
+	// namespace, nil until all is listed; and the end of its patience. Awaited is true for those whose answer has come a moment ago.
 	came     uint64
 	awaited  map[string]bool
 	trust    bool // nobody is awaited
@@ -98,6 +98,9 @@ const (
 	// HoldFor is how long a record is held that vanished, or fell back, while nobody watched: time for its owner's agent to
 	// notice, to come back from a restart if need be, and to write it again.
 	HoldFor = 2 * time.Minute
+	// answerLasts is how long after an answer its member is awaited yet: Leases and records come by watches of their own, and what the answer
+	// speaks of may be under way.
+	answerLasts = time.Second
 	// maxGone is how many records that are gone are remembered by their version. A version is needed while a backup may
 	// bring its record back.
 	maxGone = 100_000
@@ -250,16 +253,16 @@ func (r *Records) lease(do func(now time.Time)) {
 	r.change(func(tell func(Change)) {
 		do(time.Now())
 		r.judge(tell)
-		r.hear(tell)
+		r.hear()
 	})
 }
 
 // Came says at which version the broker's store was when it first answered, or when it first did after it was restored.
 func (r *Records) Came(version uint64) {
-	r.change(func(tell func(Change)) {
-		r.came = version
-		r.hear(tell)
-	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.came = version
+	r.hear()
 }
 
 // Awaits says whether the word of any member is awaited.
@@ -290,21 +293,34 @@ func (r *Records) await() {
 	r.awaited = map[string]bool{}
 	if set := r.clusterSet(); set != nil && !r.trust {
 		for _, member := range set.Spec.Members {
-			if member.Namespace != r.own && !r.leases.settled(member.Namespace, r.came) {
-				r.awaited[member.Namespace] = true
+			if member.Namespace != r.own {
+				r.awaited[member.Namespace] = false
 			}
 		}
 	}
 	r.bePatient()
+	r.hear()
 }
 
-// hear takes the word of those that have answered.
-func (r *Records) hear(tell func(Change)) {
-	for namespace := range r.awaited {
-		if r.leases.settled(namespace, r.came) {
-			delete(r.awaited, namespace)
-			tell(Change{All: true})
+// hear takes the answers that have come, in a moment.
+func (r *Records) hear() {
+	for namespace, answered := range r.awaited {
+		if answered || !r.leases.settled(namespace, r.came) {
+			continue
 		}
+		r.awaited[namespace] = true
+		time.AfterFunc(answerLasts, func() {
+			r.change(func(tell func(Change)) {
+				switch _, still := r.awaited[namespace]; {
+				case !still:
+				case r.leases.settled(namespace, r.came):
+					delete(r.awaited, namespace)
+					tell(Change{All: true})
+				default:
+					r.awaited[namespace] = false // the broker was restored once more
+				}
+			})
+		})
 	}
 }
 
@@ -588,7 +604,7 @@ func (r *Records) head() View {
 	if set := r.records[id{clusterSets, types.NamespacedName{Name: v1alpha1.ClusterSetName}}]; set != nil && set.object != nil {
 		view.ClusterSet = set.object.(*v1alpha1.ClusterSet)
 		for _, member := range view.ClusterSet.Spec.Members {
-			if r.awaited[member.Namespace] && r.expired[member.Namespace] == "" {
+			if _, awaited := r.awaited[member.Namespace]; awaited && r.expired[member.Namespace] == "" {
 				view.Awaited = append(view.Awaited, member.ClusterID)
 			}
 		}

@@ -437,20 +437,24 @@ func TestAwaited(t *testing.T) {
 	for name, steps := range map[string][]step{
 		"a broker that is what it was": {
 			{came(100), ""}, {leases(vouching("east", "90"), vouching("west", "99")), ""}, {list, both},
-			{put(vouching("west", "100")), "id-east"}, {put(vouching("east", "101")), ""}, {put(leaseOf("east", 2)), ""},
+			{put(vouching("west", "100")), both}, {pass(answerLasts - 1), both}, {pass(1), "id-east"},
+			{put(vouching("east", "101")), "id-east"}, {pass(answerLasts), ""}, {put(leaseOf("east", 2)), ""},
 		},
 		"the answers come before the lists": {
-			{came(100), ""}, {leases(vouching("east", "100")), ""}, {put(vouching("west", "120")), ""}, {list, ""},
+			{came(100), ""}, {leases(vouching("east", "100")), ""}, {put(vouching("west", "120")), ""}, {list, both}, {pass(answerLasts), ""},
 		},
-		"the version comes last":   {{leases(vouching("east", "90"), vouching("west", "100")), ""}, {list, both}, {came(100), "id-east"}},
+		"the version comes last":   {{leases(vouching("east", "90"), vouching("west", "100")), ""}, {list, both}, {came(100), both}, {pass(answerLasts), "id-east"}},
 		"no answer":                {{came(100), ""}, {list, both}, {put(vouching("east", "nonsense")), both}, {pass(HoldFor - 1), both}, {pass(1), ""}},
-		"an answer by list":        {{came(100), ""}, {list, both}, {leases(vouching("east", "100")), "id-west"}},
+		"an answer by list":        {{came(100), ""}, {list, both}, {leases(vouching("east", "100")), both}, {pass(answerLasts), "id-west"}},
 		"while the broker is away": {{came(100), ""}, {list, both}, {away(true), both}, {pass(HoldFor), both}, {away(false), both}, {pass(HoldFor - 1), both}, {pass(1), ""}},
-		"restored once more":       {{came(100), ""}, {list, both}, {came(50), both}, {put(vouching("east", "50")), "id-west"}},
-		"whoever joins later":      {{came(100), ""}, {list, both}, {func(r *Records) { r.Put(rosterOf("own", "east", "west", "north")) }, both}},
-		"whoever leaves":           {{came(100), ""}, {list, both}, {func(r *Records) { r.Put(rosterOf("own", "west")) }, "id-west"}},
-		"nothing to lose":          {{came(100), ""}, {(*Records).Trust, ""}, {list, ""}},
-		"nothing to lose, late":    {{came(100), ""}, {list, both}, {(*Records).Trust, ""}},
+		"restored once more":       {{came(100), ""}, {list, both}, {came(50), both}, {put(vouching("east", "50")), both}, {pass(answerLasts), "id-west"}},
+		"restored right after an answer": {{came(100), ""}, {list, both}, {put(vouching("east", "100")), both}, {came(101), both}, {pass(answerLasts), both},
+			{put(vouching("east", "102")), both}, {pass(answerLasts), "id-west"}},
+		"a patience that ends first": {{came(100), ""}, {list, both}, {pass(HoldFor - 1), both}, {put(vouching("east", "100")), both}, {pass(1), ""}, {pass(answerLasts), ""}},
+		"whoever joins later":        {{came(100), ""}, {list, both}, {func(r *Records) { r.Put(rosterOf("own", "east", "west", "north")) }, both}},
+		"whoever leaves":             {{came(100), ""}, {list, both}, {func(r *Records) { r.Put(rosterOf("own", "west")) }, "id-west"}},
+		"nothing to lose":            {{came(100), ""}, {(*Records).Trust, ""}, {list, ""}},
+		"nothing to lose, late":      {{came(100), ""}, {list, both}, {(*Records).Trust, ""}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
