@@ -125,6 +125,7 @@ type Broker struct {
 	returned  time.Time // when the broker was last there again, and all had been told so
 	answering bool      // asked, and not answered yet
 	vouched   bool      // the Lease says that all is settled
+	vouchedAt time.Time
 }
 
 // Times of a connection.
@@ -175,12 +176,16 @@ func (b *Broker) probe(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		b.probeOnce(ctx)
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		case <-b.asked:
-			b.answering = true
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+				waiting = false
+			case <-b.asked:
+				// Who is asked again soon answers with the next probe: else a member that asks all the time keeps all others writing.
+				b.answering, waiting = true, time.Since(b.vouchedAt) < probeEvery
+			}
 		}
 	}
 }
@@ -227,8 +232,9 @@ func (b *Broker) probeOnce(ctx context.Context) {
 		var refused apierrors.APIStatus
 		if err == nil || errors.As(err, &refused) {
 			b.renew, b.handled = time.Now().Add(v1alpha1.RenewEvery), losses
-			b.vouched = err == nil && !another && say.settled > 0
-			b.answering = b.answering && !b.vouched
+			if b.vouched = err == nil && !another && say.settled > 0; b.vouched {
+				b.answering, b.vouchedAt = false, time.Now()
+			}
 		}
 	}
 	for _, source := range b.sources {

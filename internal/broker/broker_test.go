@@ -4,9 +4,11 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -167,4 +169,78 @@ func listOnce(t *testing.T, s *source) {
 	if err := s.Replace(objects, ""); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A member says by its Lease when the broker has of it what it should have, and says it again when another asks.
+func TestWhoIsAskedAnswersWhenAllIsRight(t *testing.T) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			t.Fatal(err)
+		}
+	}
+	version := 100
+	var lease coordinationv1.Lease
+	leases := 0
+	server := interceptor.NewClient(fake.NewClientBuilder().WithScheme(scheme).
+		WithIndex(&coordinationv1.Lease{}, metav1.ObjectNameField, func(o client.Object) []string { return []string{o.GetName()} }).Build(), interceptor.Funcs{
+		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, options ...client.ListOption) error {
+			err := c.List(ctx, list, options...)
+			list.SetResourceVersion(strconv.Itoa(version))
+			return err
+		},
+		Create: func(ctx context.Context, c client.WithWatch, object client.Object, options ...client.CreateOption) error {
+			leases++
+			return c.Create(ctx, object, options...)
+		},
+		Update: func(ctx context.Context, c client.WithWatch, object client.Object, options ...client.UpdateOption) error {
+			leases++
+			return c.Update(ctx, object, options...)
+		},
+	})
+	b, settled := &Broker{Records: NewRecords("member-c1", func(Change) {}), client: server, asked: make(chan struct{}, 1),
+		lease: &renewal{client: server, namespace: "member-c1"}}, false
+	b.Settled = func(time.Time) bool { return settled }
+	b.sources = newSources(b)
+	check := func(when string, wantLeases int, wantSettled, wantAwaits string) {
+		t.Helper()
+		b.probeOnce(t.Context())
+		if err := server.Get(t.Context(), client.ObjectKey{Namespace: "member-c1", Name: v1alpha1.LeaseName}, &lease); err != nil {
+			t.Fatal(err)
+		}
+		if got := lease.Annotations; leases != wantLeases || got[v1alpha1.AnnotationSettled] != wantSettled || got[v1alpha1.AnnotationAwaits] != wantAwaits {
+			t.Errorf("%s: %d writes and %v, want %d, settled %q, awaits %q", when, leases, got, wantLeases, wantSettled, wantAwaits)
+		}
+	}
+	asks := func() {
+		other := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "member-c2", Name: v1alpha1.LeaseName, Annotations: map[string]string{v1alpha1.AnnotationAwaits: "true"}}}
+		if err := b.sources[len(b.sources)-1].Update(other); err != nil {
+			t.Fatal(err)
+		}
+		<-b.asked
+		b.answering = true
+	}
+	check("at the start", 1, "", "true")
+	for _, s := range b.sources {
+		listOnce(t, s)
+	}
+	check("listed, and nothing done yet", 1, "", "true")
+	settled, version = true, 110
+	check("all is right", 2, "110", "")
+	version = 120
+	check("nothing is new", 2, "110", "")
+	asks()
+	check("asked", 3, "120", "")
+	settled = false
+	asks()
+	check("asked while something is not right", 3, "120", "")
+	settled, version = true, 130
+	check("when it is", 4, "130", "")
+	version = 50
+	check("the broker is restored", 5, "", "")
+	check("and not listed anew yet", 5, "", "")
+	for _, s := range b.sources {
+		listOnce(t, s)
+	}
+	check("it is listed", 6, "50", "")
 }
