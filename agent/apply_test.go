@@ -453,7 +453,7 @@ func TestMetricsAreWellFormed(t *testing.T) {
 	if err != nil || len(problems) > 0 {
 		t.Error(problems, err)
 	}
-	if want := 15; len(families) != want {
+	if want := 16; len(families) != want {
 		t.Errorf("%d metrics, want %d", len(families), want)
 	}
 }
