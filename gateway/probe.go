@@ -381,6 +381,8 @@ func (p *prober) see(now time.Time, l *line) {
 	bytes, err := p.received(l.cable.Local.Zone())
 	if err != nil {
 		p.log.Debug("cannot tell what came through a cable", "endpoint", l.cable.Endpoint, "error", err)
+		l.look.at = time.Time{} // the next look is a first one again
+		return
 	}
 	last := l.look
 	l.look.at, l.look.bytes, l.look.probes = now, bytes, l.probes
@@ -397,8 +399,11 @@ func (l *line) lives(now time.Time) bool {
 
 func receivedBy(link string) (uint64, error) {
 	device, err := netlink.LinkByName(link)
-	if err != nil || device.Attrs().Statistics == nil {
-		return 0, fmt.Errorf("statistics of %s: %w", link, err)
+	if err != nil {
+		return 0, fmt.Errorf("look at %s: %w", link, err)
+	}
+	if device.Attrs().Statistics == nil {
+		return 0, fmt.Errorf("%s has no statistics", link)
 	}
 	return device.Attrs().Statistics.RxBytes, nil
 }

@@ -9,19 +9,15 @@ import (
 	"github.com/fastnet-io/fastnet/test/lab"
 )
 
-// seconds are the second gateways of both clusters.
-func (b *bench) seconds() []*lab.Node {
-	return []*lab.Node{b.Sides[0].Gateways[1], b.Sides[1].Gateways[1]}
-}
-
 // oneGateway drains the second gateways, or ends that, and waits until flows over all pairs of pods go as they should.
 func (b *bench) oneGateway(yes bool) error {
 	if b.one == yes {
 		return nil
 	}
 	undo := map[bool]string{false: "--undo "}[yes]
-	for _, n := range b.seconds() {
-		if _, err := b.Teller.Output(b.ctx, "kubectl fastnet drain-gateway "+undo+n.Name()+" --context "+clusters.ClusterOf(n)); err != nil {
+	for _, s := range b.Sides {
+		n := s.Gateways[1]
+		if _, err := b.Teller.Output(b.ctx, "kubectl fastnet drain-gateway "+undo+n.Name()+" --context "+s.Cluster); err != nil {
 			return err
 		}
 	}
