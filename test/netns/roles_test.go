@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	ctrllog.SetLogger(logr.FromSlogHandler(log().Handler()))
-	roles := map[string]func(context.Context) error{"api": api, "gateway": runGateway, "routeagent": runRouteAgent, "gateway-cleanup": cleanGateway, "routeagent-cleanup": cleanRouteAgent, "server": server, "stream": stream, "sniffer": sniffer}
+	roles := map[string]func(context.Context) error{"api": api, "gateway": runGateway, "routeagent": runRouteAgent, "gateway-cleanup": cleanGateway, "routeagent-cleanup": cleanRouteAgent, "server": server, "stream": stream, "flood": flood, "sniffer": sniffer}
 	if err := roles[role](ctx); err != nil {
 		fmt.Fprintln(os.Stderr, role+":", err)
 		os.Exit(1)
@@ -175,6 +175,37 @@ func stream(ctx context.Context) error {
 		fmt.Print(line)
 		select {
 		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// flood sends 2000 UDP packets of 1000 bytes a second, to wherever they get, for as long as it is told.
+func flood(ctx context.Context) error {
+	var target struct {
+		Address string
+		Lasts   time.Duration
+	}
+	if err := settings(&target); err != nil {
+		return err
+	}
+	connection, err := net.Dial("udp", net.JoinHostPort(target.Address, "9"))
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	end := time.After(target.Lasts)
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for packet := make([]byte, 1000); ; {
+		for range 10 {
+			_, _ = connection.Write(packet) // what comes back is that nobody listens
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-end:
 			return nil
 		case <-ticker.C:
 		}
