@@ -183,9 +183,9 @@ func listen(ctx context.Context, v6 bool, port uint16) (*net.UDPConn, error) {
 	return socket, nil
 }
 
-// TrafficClass of probes: CS6, that of network control (RFC 4594, 3.1). A link that is full has such packets go first, where whoever runs
+// trafficClass of probes: CS6, that of network control (RFC 4594, 3.1). A link that is full has such packets go first, where whoever runs
 // it lets it; so does Linux' default queue, pfifo_fast.
-const TrafficClass = 0xc0
+const trafficClass = 0xc0
 
 // priority is what the class is to a Linux queue.
 const priority = 6 // TC_PRIO_INTERACTIVE
@@ -196,7 +196,7 @@ func First(fd int, v6 bool) error {
 	if v6 {
 		level, option = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
 	}
-	return errors.Join(unix.SetsockoptInt(fd, level, option, TrafficClass), unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, priority))
+	return errors.Join(unix.SetsockoptInt(fd, level, option, trafficClass), unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, priority))
 }
 
 // path is where a packet came from and where it arrived. Zones are numbers of links here, never names: package net

@@ -11,7 +11,8 @@ import (
 
 // oneGateway drains the second gateways, or ends that, and waits until flows over all pairs of pods go as they should.
 func (b *bench) oneGateway(yes bool) error {
-	if b.one == yes {
+	carry := map[bool]int{true: 1, false: 2}[yes]
+	if b.carry == carry {
 		return nil
 	}
 	undo := map[bool]string{false: "--undo "}[yes]
@@ -21,7 +22,7 @@ func (b *bench) oneGateway(yes bool) error {
 			return err
 		}
 	}
-	b.one = yes
+	b.carry = carry
 	return traffic.Await(b.ctx, clusters.Settle, map[bool]string{true: "all flows go over one gateway", false: "flows go over both gateways"}[yes], func() error {
 		for family := range 2 {
 			all := b.flows(family)
