@@ -64,7 +64,8 @@ const (
 	// AnnotationSettled on a member's Lease is a version of the broker's store, decimal: by then the broker had of the member what it should
 	// have. A broker that was restored from a backup shows an older one than it is at itself.
 	AnnotationSettled = "fastnet.dev/settled"
-	// AnnotationAwaits, "true", on a member's Lease asks all others to say AnnotationSettled anew: its agent has started.
+	// AnnotationAwaits on a member's Lease is a version of the broker's store too: all others are asked to say AnnotationSettled of that one, or a
+	// later one. Its agent has started.
 	AnnotationAwaits = "fastnet.dev/awaits"
 
 	// LabelGatewayNode, "true", on a Node makes it a gateway node.

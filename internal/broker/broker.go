@@ -117,6 +117,7 @@ type Broker struct {
 	connected atomic.Bool
 	losses    atomic.Int64  // how often the broker went away, or could not be reached by one of us
 	asked     chan struct{} // somebody awaits our word
+	said      atomic.Uint64 // the version that our Lease vouches for, 0 for none
 
 	// Used by probe alone.
 	revision  uint64    // the highest that the broker told of
@@ -124,8 +125,7 @@ type Broker struct {
 	handled   int64     // losses that the Lease was renewed after
 	returned  time.Time // when the broker was last there again, and all had been told so
 	answering bool      // asked, and not answered yet
-	vouched   bool      // the Lease says that all is settled
-	vouchedAt time.Time
+	vouchedAt time.Time // when the Lease last said that all is settled
 }
 
 // Times of a connection.
@@ -225,20 +225,25 @@ func (b *Broker) probeOnce(ctx context.Context) {
 	if !restored && b.settled() {
 		say.settled = b.revision
 	}
-	news := say.settled > 0 && (b.answering || !b.vouched)
+	news := say.settled > 0 && (b.answering || b.said.Load() == 0)
 	if restored || losses > b.handled || time.Now().After(b.renew) || news {
 		another, err := b.lease.renew(ctx, time.Now(), say)
 		restored = restored || another
 		var refused apierrors.APIStatus
 		if err == nil || errors.As(err, &refused) {
 			b.renew, b.handled = time.Now().Add(v1alpha1.RenewEvery), losses
-			if b.vouched = err == nil && !another && say.settled > 0; b.vouched {
-				b.answering, b.vouchedAt = false, time.Now()
-			}
+		}
+		if err == nil && !another && say.settled > 0 {
+			b.said.Store(say.settled)
+			b.answering, b.vouchedAt = false, time.Now()
+		} else {
+			b.said.Store(0) // nobody knows what it says
 		}
 	}
 	for _, source := range b.sources {
-		if restored || source.watched.Load() > source.listed.Load() {
+		// A list that is under way comes from a server that has been there since it was asked for. To begin anew while it takes longer than
+		// it is from one probe to the next would be to have none, ever.
+		if restored || source.watched.Load() > source.listed.Load() && !source.due.Load() {
 			source.relist()
 		}
 	}
@@ -272,9 +277,9 @@ type source struct {
 	of     string // the name of the objects, "" for any
 
 	again chan struct{} // asks for a fresh list
-	// How often the broker had been away when the last list came, and when the last watch began.
+	// How often the broker had been away when the last list came, and when a watch last began where an earlier one ended.
 	listed, watched atomic.Int64
-	due             atomic.Bool               // a fresh list was asked for, or none has come yet
+	due             atomic.Bool               // a fresh list is asked for, or under way
 	at              atomic.Pointer[time.Time] // when all had been told of the last list
 }
 
@@ -333,6 +338,7 @@ func (s *source) ListWithContext(ctx context.Context, options metav1.ListOptions
 	if options.ResourceVersion == "0" {
 		options.ResourceVersion = ""
 	}
+	s.due.Store(true)
 	list := s.list()
 	if err := s.client.List(ctx, list, s.options(options)); err != nil {
 		return nil, s.failed(ctx, err)
@@ -347,10 +353,16 @@ func (s *source) Watch(options metav1.ListOptions) (watch.Interface, error) {
 
 // WatchWithContext is Watch within a context.
 func (s *source) WatchWithContext(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-	s.watched.Store(s.losses.Load())
+	streamed := options.SendInitialEvents != nil && *options.SendInitialEvents // a list, in the form of a watch that goes on
+	if streamed {
+		s.due.Store(true)
+	}
 	w, err := s.client.Watch(ctx, s.list(), s.options(options))
 	if err != nil {
 		return nil, s.failed(ctx, err)
+	}
+	if !streamed {
+		s.watched.Store(s.losses.Load())
 	}
 	return w, nil
 }
@@ -388,7 +400,7 @@ func (s *source) take(object any, put func(client.Object)) error {
 	}
 	record.SetManagedFields(nil)
 	put(record)
-	if lease, ok := record.(*coordinationv1.Lease); ok && lease.Annotations[v1alpha1.AnnotationAwaits] != "" && lease.Namespace != s.own {
+	if lease, ok := record.(*coordinationv1.Lease); ok && lease.Namespace != s.own && awaitedBy(lease) > s.said.Load() {
 		select {
 		case s.asked <- struct{}{}:
 		default: // a question waits to be answered already

@@ -112,10 +112,11 @@ func TestBrokerThatNoProbeMissedIsListedAnew(t *testing.T) {
 	for _, s := range b.sources {
 		listOnce(t, s)
 	}
+	var options metav1.ListOptions
 	watches := func(sources []*source, err error) {
 		failure = err
 		for _, s := range sources {
-			if w, err := s.WatchWithContext(t.Context(), metav1.ListOptions{}); err == nil {
+			if w, err := s.WatchWithContext(t.Context(), options); err == nil {
 				w.Stop()
 			}
 		}
@@ -138,6 +139,17 @@ func TestBrokerThatNoProbeMissedIsListedAnew(t *testing.T) {
 		{"and again", func() {
 			watches(b.sources, apierrors.NewForbidden(schema.GroupResource{}, "", nil))
 			watches(b.sources, nil)
+		}, 0},
+		{"no watch could be had, and then all is told by new ones", func() {
+			watches(b.sources, syscall.ECONNREFUSED)
+			options.SendInitialEvents = new(true) // as reflectors ask for a list that is streamed: it takes a while
+			watches(b.sources, nil)
+			options.SendInitialEvents = nil
+		}, 0},
+		{"all has been told", func() {
+			for _, s := range b.sources {
+				listOnce(t, s)
+			}
 		}, 0},
 		{"no watch could be had", func() {
 			watches(b.sources, syscall.ECONNREFUSED)
@@ -212,27 +224,36 @@ func TestWhoIsAskedAnswersWhenAllIsRight(t *testing.T) {
 			t.Errorf("%s: %d writes and %v, want %d, settled %q, awaits %q", when, leases, got, wantLeases, wantSettled, wantAwaits)
 		}
 	}
-	asks := func() {
-		other := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "member-c2", Name: v1alpha1.LeaseName, Annotations: map[string]string{v1alpha1.AnnotationAwaits: "true"}}}
+	asks := func(since string) {
+		other := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "member-c2", Name: v1alpha1.LeaseName, Annotations: map[string]string{v1alpha1.AnnotationAwaits: since}}}
 		if err := b.sources[len(b.sources)-1].Update(other); err != nil {
 			t.Fatal(err)
 		}
-		<-b.asked
-		b.answering = true
+		select {
+		case <-b.asked:
+			b.answering = true
+		default:
+		}
 	}
-	check("at the start", 1, "", "true")
+	check("at the start", 1, "", "100")
 	for _, s := range b.sources {
 		listOnce(t, s)
 	}
-	check("listed, and nothing done yet", 1, "", "true")
+	check("listed, and nothing done yet", 1, "", "100")
 	settled, version = true, 110
 	check("all is right", 2, "110", "")
 	version = 120
 	check("nothing is new", 2, "110", "")
-	asks()
+	asks("105")
+	check("asked for what it has said", 2, "110", "")
+	asks("nonsense")
+	check("asked for nothing that can be read", 2, "110", "")
+	asks("115")
 	check("asked", 3, "120", "")
+	asks("115")
+	check("asked again, by whoever has not heard yet", 3, "120", "")
 	settled = false
-	asks()
+	asks("121")
 	check("asked while something is not right", 3, "120", "")
 	settled, version = true, 130
 	check("when it is", 4, "130", "")
@@ -243,4 +264,7 @@ func TestWhoIsAskedAnswersWhenAllIsRight(t *testing.T) {
 		listOnce(t, s)
 	}
 	check("it is listed", 6, "50", "")
+	version = 60
+	asks("55")
+	check("asked after it was restored", 7, "60", "")
 }

@@ -123,11 +123,21 @@ type renewed struct {
 }
 
 func renewedBy(object *coordinationv1.Lease) renewed {
-	settled, err := strconv.ParseUint(object.Annotations[v1alpha1.AnnotationSettled], 10, 64)
+	return renewed{renewedAt(object), versionIn(object, v1alpha1.AnnotationSettled)}
+}
+
+// awaitedBy is v1alpha1.AnnotationAwaits of a Lease, 0 for none.
+func awaitedBy(object *coordinationv1.Lease) uint64 {
+	return versionIn(object, v1alpha1.AnnotationAwaits)
+}
+
+// versionIn an annotation, 0 where there is none that can be read.
+func versionIn(object *coordinationv1.Lease, annotation string) uint64 {
+	version, err := strconv.ParseUint(object.Annotations[annotation], 10, 64)
 	if err != nil {
-		settled = 0
+		return 0
 	}
-	return renewed{renewedAt(object), settled}
+	return version
 }
 
 func renewedAt(object *coordinationv1.Lease) time.Time {

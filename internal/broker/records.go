@@ -265,11 +265,14 @@ func (r *Records) Came(version uint64) {
 	r.hear()
 }
 
-// Awaits says whether the word of any member is awaited.
-func (r *Records) Awaits() bool {
+// Awaits is the version since which the word of any member is awaited, 0 where nobody's is.
+func (r *Records) Awaits() uint64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.trust && (r.awaited == nil || len(r.awaited) > 0)
+	if r.trust || r.awaited != nil && len(r.awaited) == 0 {
+		return 0
+	}
+	return r.came
 }
 
 // Trust takes what the broker has for its owners' word, from now on.

@@ -18,17 +18,19 @@ import (
 type renewal struct {
 	client    client.Client
 	namespace string
-	last      *coordinationv1.Lease // as we wrote it; nil before that
+	last      *coordinationv1.Lease // as we wrote or saw it last; nil before that
+	tried     time.Time             // the time of the latest renewal that we have tried to write
 }
 
 // word is what a Lease says beside that it was renewed.
 type word struct {
 	settled uint64 // v1alpha1.AnnotationSettled, 0 for nothing
-	awaits  bool   // v1alpha1.AnnotationAwaits
+	awaits  uint64 // v1alpha1.AnnotationAwaits, 0 for nothing
 }
 
-// renew makes or renews the Lease. It reports restored where the broker has another one than we wrote: it may have been restored from
-// a backup since then, or there is another agent. Then nothing is vouched for, whatever the word is.
+// renew makes or renews the Lease. It reports restored, once, where the broker has another one than we wrote: it may have been restored
+// from a backup since then, or there is another agent. Then nothing is vouched for, whatever the word is. One that we wrote without ever
+// having an answer is our own: a broker with too much to do would otherwise be listed anew by everybody, which gives it more to do.
 func (r *renewal) renew(ctx context.Context, now time.Time, say word) (restored bool, err error) {
 	if r.last != nil {
 		next := r.next(r.last, now, say)
@@ -36,19 +38,32 @@ func (r *renewal) renew(ctx context.Context, now time.Time, say word) (restored 
 		if !apierrors.IsConflict(err) && !apierrors.IsNotFound(err) {
 			return false, r.wrote(next, err)
 		}
-		restored, say.settled = true, 0
 	}
 	there := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: r.namespace, Name: v1alpha1.LeaseName}}
-	err = r.client.Get(ctx, client.ObjectKeyFromObject(there), there)
-	switch {
+	write := func(next *coordinationv1.Lease) error { return r.client.Update(ctx, next) }
+	switch err := r.client.Get(ctx, client.ObjectKeyFromObject(there), there); {
 	case apierrors.IsNotFound(err):
-		next := r.next(there, now, say)
-		return restored, r.wrote(next, r.client.Create(ctx, next))
+		restored = r.last != nil
+		r.last = nil
+		write = func(next *coordinationv1.Lease) error { return r.client.Create(ctx, next) }
 	case err != nil:
-		return restored, err
+		return false, err // what is there is seen next time
+	default:
+		restored = r.last != nil && !r.unanswered(there)
+		r.last = there
+	}
+	if restored {
+		say.settled = 0
 	}
 	next := r.next(there, now, say)
-	return restored, r.wrote(next, r.client.Update(ctx, next))
+	return restored, r.wrote(next, write(next))
+}
+
+// unanswered says whether a Lease is one that we have tried to write after the last one. Those of backups are earlier, since our times never
+// fall, and those of another agent have another holder.
+func (r *renewal) unanswered(there *coordinationv1.Lease) bool {
+	at := renewedAt(there)
+	return at.After(renewedAt(r.last)) && !at.After(r.tried) && there.Spec.HolderIdentity != nil && *there.Spec.HolderIdentity == holder()
 }
 
 func (r *renewal) wrote(lease *coordinationv1.Lease, err error) error {
@@ -62,20 +77,16 @@ func (r *renewal) wrote(lease *coordinationv1.Lease, err error) error {
 // the others know one that comes from a backup.
 func (r *renewal) next(lease *coordinationv1.Lease, now time.Time, say word) *coordinationv1.Lease {
 	next := lease.DeepCopy()
-	at := later(now, renewedAt(next).Add(time.Microsecond))
-	if r.last != nil {
-		at = later(at, renewedAt(r.last).Add(time.Microsecond))
-	}
+	at := later(now, later(renewedAt(next), r.tried).Add(time.Microsecond))
+	r.tried = at
 	holder := holder()
 	next.Spec.HolderIdentity = &holder
 	next.Spec.RenewTime = &metav1.MicroTime{Time: at}
-	delete(next.Annotations, v1alpha1.AnnotationSettled)
-	delete(next.Annotations, v1alpha1.AnnotationAwaits)
-	if say.settled > 0 {
-		metav1.SetMetaDataAnnotation(&next.ObjectMeta, v1alpha1.AnnotationSettled, strconv.FormatUint(say.settled, 10))
-	}
-	if say.awaits {
-		metav1.SetMetaDataAnnotation(&next.ObjectMeta, v1alpha1.AnnotationAwaits, "true")
+	for annotation, version := range map[string]uint64{v1alpha1.AnnotationSettled: say.settled, v1alpha1.AnnotationAwaits: say.awaits} {
+		delete(next.Annotations, annotation)
+		if version > 0 {
+			metav1.SetMetaDataAnnotation(&next.ObjectMeta, annotation, strconv.FormatUint(version, 10))
+		}
 	}
 	return next
 }
