@@ -35,6 +35,7 @@ import (
 	"github.com/fastnet-io/fastnet/internal/debug"
 	"github.com/fastnet-io/fastnet/internal/kept"
 	"github.com/fastnet-io/fastnet/internal/kube"
+	"github.com/fastnet-io/fastnet/internal/liveness"
 	"github.com/fastnet-io/fastnet/internal/netstate"
 	"github.com/fastnet-io/fastnet/internal/uninstall"
 )
@@ -618,10 +619,50 @@ func (g *gateway) tellNews(ctx context.Context) {
 	}
 }
 
+// Cables to one cluster that die together are known to be dead one after the other, as long after each other as they were asked, and as answers
+// of each were late before. Each write takes time, more of it where so much happens at once, and what the others wait for is the last one:
+// so the first cable's end is not told while another one to that cluster has been silent for silence, for deciding at most.
+const (
+	silence  = 150 * time.Millisecond
+	deciding = 400 * time.Millisecond
+)
+
+// decided gives the health of all cables, once it is time to tell of it.
+func (g *gateway) decided(ctx context.Context) map[string]Health {
+	end := time.Now().Add(deciding)
+	for {
+		health := g.prober.health()
+		if !undecided(g.object.Status.Cables, health) || time.Now().After(end) {
+			return health
+		}
+		select {
+		case <-ctx.Done():
+			return health
+		case <-time.After(liveness.HastyPace):
+		}
+	}
+}
+
+// undecided says whether a cable has been lost since what was told, and another to the same cluster may be about to be.
+func undecided(told []v1alpha1.Cable, health map[string]Health) bool {
+	lost := map[string]bool{}
+	for _, c := range told {
+		if h, known := health[c.Endpoint]; known && c.State == v1alpha1.CableUp && h.State == v1alpha1.CableDown {
+			lost[c.ClusterID] = true
+		}
+	}
+	for _, h := range health {
+		if lost[h.ClusterID] && h.State == v1alpha1.CableUp && h.Silent > silence+h.RTT {
+			return true
+		}
+	}
+	return false
+}
+
 func (g *gateway) tellHealth(ctx context.Context) error {
 	g.telling.Lock()
 	defer g.telling.Unlock()
-	status, health, changed := g.object.Status.DeepCopy(), g.prober.health(), false
+	status, health, changed := g.object.Status.DeepCopy(), g.decided(ctx), false
 	for i := range status.Cables {
 		c := &status.Cables[i]
 		if h, known := health[c.Endpoint]; known && h.State != c.State {
@@ -640,7 +681,7 @@ func (g *gateway) tellHealth(ctx context.Context) error {
 func (g *gateway) tell(ctx context.Context, desired Desired, report cable.Report, now time.Time) (v1alpha1.GatewayStatus, error) {
 	g.telling.Lock()
 	defer g.telling.Unlock()
-	status := status(desired, report, g.prober.health(), g.traffic.state(), now)
+	status := status(desired, report, g.decided(ctx), g.traffic.state(), now)
 	return status, g.writeStatus(ctx, status, g.meta(g.config.Node), now)
 }
 

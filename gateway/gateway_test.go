@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/gateway/cable"
+	"github.com/fastnet-io/fastnet/internal/liveness"
 	"github.com/fastnet-io/fastnet/test/netns"
 )
 
@@ -131,4 +133,54 @@ func TestCleanupRemovesTheFiles(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestEndsAreToldTogether: the first of several cables that die is told with the others, and not for ever after.
+func TestEndsAreToldTogether(t *testing.T) {
+	const up, down = v1alpha1.CableUp, v1alpha1.CableDown
+	told := []v1alpha1.Cable{{ClusterID: "c2", Endpoint: "c2.a", State: up}, {ClusterID: "c2", Endpoint: "c2.b", State: up}, {ClusterID: "c3", Endpoint: "c3.a", State: up}}
+	for name, test := range map[string]struct {
+		a, b, other Health
+		want        bool
+	}{
+		"all is well":                          {Health{State: up}, Health{State: up}, Health{State: up}, false},
+		"one is silent":                        {Health{State: up, Silent: time.Second}, Health{State: up}, Health{State: up}, false},
+		"one is lost":                          {Health{State: down, Silent: time.Second}, Health{State: up, Silent: 100 * time.Millisecond}, Health{State: up}, false},
+		"one is lost, and the other silent":    {Health{State: down, Silent: time.Second}, Health{State: up, Silent: silence + 1}, Health{State: up}, true},
+		"both are lost":                        {Health{State: down, Silent: time.Second}, Health{State: down, Silent: time.Second}, Health{State: up}, false},
+		"a long way":                           {Health{State: down}, Health{State: up, RTT: 50 * time.Millisecond, Silent: silence + 50*time.Millisecond}, Health{State: up}, false},
+		"that of another cluster is silent":    {Health{State: down}, Health{State: up}, Health{State: up, Silent: time.Second}, false},
+		"the silent one was never up":          {Health{State: down}, Health{State: v1alpha1.CableConnecting, Silent: time.Hour}, Health{State: up}, false},
+		"the other cluster loses its only one": {Health{State: up, Silent: time.Second}, Health{State: up}, Health{State: down}, false},
+	} {
+		test.a.ClusterID, test.b.ClusterID, test.other.ClusterID = "c2", "c2", "c3"
+		if got := undecided(told, map[string]Health{"c2.a": test.a, "c2.b": test.b, "c3.a": test.other}); got != test.want {
+			t.Errorf("%s: undecided is %t", name, got)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		g := &gateway{prober: testProber()}
+		g.object.Status.Cables = told[:2]
+		g.prober.seed(told[:2])
+		a, b := cableTo("c2.a"), cableTo("c2.b")
+		a.ClusterID, b.ClusterID = "c2", "c2"
+		g.prober.set(cable.Report{Cables: []cable.Cable{a, b}})
+		start := time.Now()
+		time.Sleep(time.Minute)
+		g.prober.lines["c2.a"].path.Probe(time.Now()) // the prober has stood still: that is no proof of anything
+		if g.decided(t.Context()); time.Since(start) != time.Minute {
+			t.Errorf("it waits for %s where nothing is lost", time.Since(start)-time.Minute)
+		}
+		for g.prober.lines["c2.a"].path.State() == liveness.Up {
+			g.prober.lines["c2.a"].path.Probe(time.Now())
+			time.Sleep(liveness.HastyPace)
+		}
+		start = time.Now()
+		if health := g.decided(t.Context()); health["c2.a"].State != down || health["c2.b"].State != up {
+			t.Errorf("c2.a is %s, c2.b %s", health["c2.a"].State, health["c2.b"].State)
+		}
+		if waited := time.Since(start); waited < deciding || waited > deciding+2*liveness.HastyPace {
+			t.Errorf("it waits for %s", waited)
+		}
+	})
 }

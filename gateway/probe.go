@@ -80,6 +80,8 @@ type Health struct {
 	RTT time.Duration
 	// Loss is the share of the last probes that had no answer, 0 to 1.
 	Loss float64
+	// Silent is for how long there has been no answer.
+	Silent time.Duration
 	// Recovering: the cable is down, as it was too often, but answers again.
 	Recovering bool
 	// Draining: the peer wants no more traffic.
@@ -238,7 +240,7 @@ func (l *line) health(now time.Time) Health {
 		return h
 	}
 	h := Health{
-		ClusterID: l.cable.ClusterID, State: v1alpha1.CableConnecting, Since: l.path.Since(), RTT: l.path.RTT(), Loss: l.path.Loss(now), Draining: l.draining,
+		ClusterID: l.cable.ClusterID, State: v1alpha1.CableConnecting, Since: l.path.Since(), RTT: l.path.RTT(), Loss: l.path.Loss(now), Silent: now.Sub(l.path.Answered()), Draining: l.draining,
 		Failures: l.failures, Attempts: l.attempts,
 	}
 	switch l.path.State() {
