@@ -42,6 +42,15 @@ func (c *Cluster) deployDNS(ctx context.Context, a *api) error {
 		return err
 	}
 	for _, object := range objects {
+		if object.Kind == "ConfigMap" {
+			// A Corefile that is there may have been given more since, as by joining a clusterset.
+			if err := a.get(ctx, collections[object.Kind]+"/"+object.Metadata.Name, &struct{}{}); !isNotFound(err) {
+				if err != nil {
+					return fmt.Errorf("cluster DNS: %w", err)
+				}
+				continue
+			}
+		}
 		if err := a.apply(ctx, collections[object.Kind], object.Metadata.Name, object.all); err != nil {
 			return fmt.Errorf("cluster DNS: %w", err)
 		}

@@ -5,6 +5,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -110,12 +111,23 @@ func TestLab(t *testing.T) {
 	}
 
 	t.Run("up again does nothing", func(t *testing.T) {
+		// Whatever was made of the DNS's configuration meanwhile stays.
+		const corefile = "get configmap coredns -n kube-system -o jsonpath={.data.Corefile}"
+		changed := "# the clusterset's\n" + kubectl(t, "c1", strings.Fields(corefile)...)
+		patch, err := json.Marshal(map[string]any{"data": map[string]string{"Corefile": changed}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		kubectl(t, "c1", "patch", "configmap", "coredns", "-n", "kube-system", "-p", string(patch))
 		again, err := Up(ctx, config)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(inits, again.record.Inits); diff != "" {
 			t.Errorf("nodes were started again:\n%s", diff)
+		}
+		if got := kubectl(t, "c1", strings.Fields(corefile)...); got != changed {
+			t.Errorf("the Corefile is now\n%s", got)
 		}
 		other := config
 		other.Workers = 1
