@@ -63,20 +63,35 @@ func (b *bench) partition() error {
 	names := []string{b.sides[0].Cluster, b.sides[1].Cluster}
 	var last report.Sample
 	endless := 0
+	defer func() { b.accountPartitions(last, endless) }() // also of a part that was interrupted
 	for range b.options.trials {
 		// Clusters that were cut off a moment ago are asked for longer, and give each other more time, than those that are parted out of
 		// the blue.
 		if err := errors.Join(b.AwaitCables(b.ctx), b.rest(), b.awaitAnswers(resolvers)); err != nil {
 			return err
 		}
-		took, err := b.cutClusters(resolvers, names)
+		cut, wrong, err := b.cutClusters(resolvers, names)
 		if errors.Is(err, errStillWrong) {
 			endless++
 		} else if err != nil {
 			return err
 		}
-		fmt.Printf("  last wrong answer after %s\n", rounded(took))
+		var took time.Duration
+		fmt.Printf("  cut at %s, last wrong answer", cut.Format("15:04:05.000"))
+		for i, latest := range wrong {
+			fmt.Printf(" of %s after %s", names[i], rounded(latest.Sub(cut)))
+			took = max(took, latest.Sub(cut))
+		}
+		fmt.Println()
 		last = append(last, milliseconds(took))
+	}
+	return nil
+}
+
+// accountPartitions makes the row of the partitions, endless of which were not over while they were waited for.
+func (b *bench) accountPartitions(last report.Sample, endless int) {
+	if len(last) == 0 {
+		return
 	}
 	detail := fmt.Sprintf("min %.4g, median %.4g, p99 %.4g, max %.4g ms over %d partitions; the later of the two clusters counts",
 		last.Quantile(0), last.Median(), last.Quantile(0.99), last.Quantile(1), len(last))
@@ -85,7 +100,6 @@ func (b *bench) partition() error {
 		detail += fmt.Sprintf("; %d were still wrong after %s", endless, b.patience)
 	}
 	b.report.Set("partition-dns.p99-ms", last.Quantile(0.99), "%s", detail)
-	return nil
 }
 
 func (b *bench) rest() error {
@@ -101,7 +115,7 @@ func (b *bench) rest() error {
 // dozens of times.
 func (w *world) awaitAnswers(resolvers []*traffic.Process) error {
 	both := answer(w.sides...)
-	return traffic.Await(w.ctx, clusters.Settle, "both clusters answer with both", func() error {
+	return traffic.AwaitEvery(w.ctx, 500*time.Millisecond, clusters.Settle, "both clusters answer with both", func() error {
 		var errs []error
 		for i, r := range resolvers {
 			answers, err := r.Answers()
@@ -119,14 +133,14 @@ var errStillWrong = errors.New("still wrong")
 // steady is how long answers have to be right for the last wrong one to count as the last.
 const steady = 2 * time.Second
 
-// cutClusters gives the time from the cut to the last wrong answer.
-func (b *bench) cutClusters(resolvers []*traffic.Process, names []string) (took time.Duration, err error) {
+// cutClusters gives the time of the cut, and of each cluster's last wrong answer.
+func (b *bench) cutClusters(resolvers []*traffic.Process, names []string) (cut time.Time, wrong []time.Time, err error) {
 	defer func() { err = errors.Join(err, b.Lab.Heal(b.ctx, names...)) }()
-	start := time.Now()
+	cut = time.Now()
 	if err := b.Lab.Cut(b.ctx, names...); err != nil {
-		return 0, err
+		return cut, nil, err
 	}
-	latest := start // wrong answer
+	wrong = slices.Repeat([]time.Time{cut}, len(resolvers))
 	right := make([]time.Time, len(resolvers))
 	err = traffic.Await(b.ctx, b.patience, "no answer has an address of the other cluster", func() error {
 		for i, r := range resolvers {
@@ -137,19 +151,19 @@ func (b *bench) cutClusters(resolvers []*traffic.Process, names []string) (took 
 			for set, seen := range answers.Sets {
 				if set == answer(b.sides[i]) {
 					right[i] = seen.Last
-				} else if seen.Last.After(latest) {
-					latest = seen.Last
+				} else if seen.Last.After(wrong[i]) {
+					wrong[i] = seen.Last
 				}
 			}
 		}
 		for i := range right {
-			if right[i].Sub(latest) < steady {
+			if right[i].Sub(wrong[i]) < steady {
 				return fmt.Errorf("%s: %w", b.sides[i].Cluster, errStillWrong)
 			}
 		}
 		return nil
 	})
-	return latest.Sub(start), err
+	return cut, wrong, err
 }
 
 // The rules that lose every tenth packet between the clusters, each way.

@@ -160,7 +160,7 @@ func run(ctx context.Context, o options) (err error) {
 			fmt.Fprintf(os.Stderr, "%s: %v\n", p.name, err)
 		}
 		if ctx.Err() != nil {
-			return ctx.Err()
+			break // what there is by now is told
 		}
 	}
 	if b.others.flows > 0 {

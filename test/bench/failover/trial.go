@@ -257,6 +257,7 @@ func (b *bench) noAPI() error {
 func (b *bench) trials(part string, noAPI bool, kind func(n int) fault) error {
 	var results []trial
 	idle := 0
+	defer func() { b.account(part, results, idle) }() // also of a part that was interrupted
 	for n := range b.options.trials {
 		gateway := b.turn(n)
 		hit, err := b.spread(gateway)
@@ -277,7 +278,6 @@ func (b *bench) trials(part string, noAPI bool, kind func(n int) fault) error {
 		fmt.Printf("  %-9s %s\n", f.name, t)
 		results = append(results, t)
 	}
-	b.account(part, results, idle)
 	return nil
 }
 
@@ -286,6 +286,7 @@ func (b *bench) trials(part string, noAPI bool, kind func(n int) fault) error {
 func (b *bench) alternate() error {
 	var results []trial
 	idle := 0
+	defer func() { b.account("alternate", results, idle) }()
 	for i, s := range b.sides {
 		if err := b.renew(b.flows); err != nil {
 			return err
@@ -304,7 +305,6 @@ func (b *bench) alternate() error {
 			results = append(results, t)
 		}
 	}
-	b.account("alternate", results, idle)
 	return nil
 }
 
