@@ -275,6 +275,14 @@ func showKnowsTheFamilies(t *testing.T, w *world) {
 		}
 		return json.Unmarshal([]byte(out), &all)
 	}
+	defer func() {
+		if t.Failed() {
+			for _, c := range w.names {
+				out, err := w.teller.Output(context.WithoutCancel(t.Context()), "kubectl fastnet --context "+c+" show all; kubectl --context "+c+" -n fastnet-system logs daemonset/fastnet-gateway --tail=60")
+				t.Logf("%s (%v):\n%s", c, err, out)
+			}
+		}
+	}()
 	eventually(t, "all ways up", func(ctx context.Context) error {
 		all.Routes = nil
 		if err := errors.Join(show(ctx, "all"), show(ctx, "routes")); err != nil {
