@@ -313,7 +313,7 @@ func (p *prober) turn(ctx context.Context, now time.Time, readers *sync.WaitGrou
 		if l.socket == nil && !now.Before(l.openAt) {
 			p.open(ctx, now, l, readers)
 		}
-		if !now.Before(l.path.Next()) {
+		if l.path.Due(now) {
 			look = p.ask(now, l) || look
 		}
 		if l.path.Next().Before(next) {

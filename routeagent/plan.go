@@ -160,6 +160,7 @@ type planner struct {
 	problems []string
 	seen     []routeview.Way
 	again    time.Time
+	first    map[segment]nodeprobe.Target
 	tunnels  map[string]bool // nodes at the other ends of our VXLAN device
 	sends    bool            // some path of this node goes through it
 	ends     map[string]tunnelEnd
@@ -261,6 +262,7 @@ func (p *planner) ways(v6 bool) (ways []way) {
 			}
 		}
 		w.health = p.probe(target, w.hop)
+		p.pace(target, w)
 		ways = append(ways, w)
 	}
 	return ways
@@ -274,6 +276,26 @@ func (p *planner) probe(target nodeprobe.Target, hop netstate.Nexthop) nodeprobe
 		p.targets[target] = ask
 	}
 	return p.Paths[target]
+}
+
+// segment is what the paths of both families to a gateway have in common.
+type segment struct{ gateway, link string }
+
+// pace: what kills a path to a gateway kills that of the other family through the same link too, nearly always. So one of them is asked all
+// the time, the other one seldom, until the first misses an answer: a gateway has all nodes of its cluster to answer.
+func (p *planner) pace(target nodeprobe.Target, w way) {
+	if p.first == nil {
+		p.first = map[segment]nodeprobe.Target{}
+	}
+	at := segment{gateway: target.Gateway, link: w.hop.Dev}
+	first, there := p.first[at]
+	if !there {
+		p.first[at] = target
+	}
+	if ask, asked := p.targets[target]; asked && there && first != target {
+		ask.Seldom, ask.Beside = true, first
+		p.targets[target] = ask
+	}
 }
 
 // uses says whether a next hop is in use by routes of a family; no hop means any cable of this node's.

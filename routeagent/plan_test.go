@@ -244,6 +244,29 @@ func cases() map[string]Snapshot {
 	return all
 }
 
+// probes in words, sorted.
+func probes(targets map[nodeprobe.Target]nodeprobe.Ask) string {
+	at := func(t nodeprobe.Target) string {
+		if t.Source.IsValid() {
+			return fmt.Sprintf("%s, as from %s to %s", t.Addr, t.Source, t.Dest)
+		}
+		return t.Addr.String()
+	}
+	var lines []string
+	for target, ask := range targets {
+		line := fmt.Sprintf("probe %s at %s", target.Gateway, at(target))
+		if ask.Seldom {
+			line += ", seldom"
+		}
+		if ask.Beside != (nodeprobe.Target{}) {
+			line += " beside " + at(ask.Beside)
+		}
+		lines = append(lines, line+"\n")
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "")
+}
+
 func TestPlan(t *testing.T) {
 	seen := map[string]bool{}
 	for name, snapshot := range cases() {
@@ -257,6 +280,7 @@ func TestPlan(t *testing.T) {
 				got += fmt.Sprintf("way to %s, %s: by %s%s, %s %s, mtu %d, %s, live %t, draining %t, used %t\n", way.ClusterID, way.Family, way.Gateway,
 					strings.TrimSuffix(" to "+way.Endpoint, " to "), way.Path, way.Hop, way.MTU, way.State, way.Live, way.Draining, way.Used)
 			}
+			got += probes(desired.Targets)
 			path := filepath.Join("testdata", name+".txt")
 			if *update {
 				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {

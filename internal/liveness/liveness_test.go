@@ -395,6 +395,21 @@ func TestPaces(t *testing.T) {
 	}
 }
 
+// Probes go out together where nothing is missing, and a moment later or never where something is.
+func TestDue(t *testing.T) {
+	w := newWorld(1)
+	w.run(10 * time.Second)
+	due := func(early time.Duration) bool { return w.path.Due(w.path.Next().Add(-early)) }
+	if !due(0) || !due(together) || due(together+1) {
+		t.Errorf("a path that answers is due %t, %t, %t", due(0), due(together), due(together+1))
+	}
+	w.dead = true
+	w.run(200 * time.Millisecond)
+	if w.path.State() != Up || !due(0) || due(1) {
+		t.Errorf("a path that misses answers, %s, is due %t, %t", w.path.State(), due(0), due(1))
+	}
+}
+
 // Whatever happens, in any order: an answer that is none changes nothing, time between two probes is one of four, states
 // follow each other as they may, and each change is told of exactly once.
 func TestAnythingGoes(t *testing.T) {

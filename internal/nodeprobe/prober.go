@@ -32,8 +32,9 @@ type Target struct {
 type Ask struct {
 	// InUse: where the path is new, it was in use before this process began, and counts as up until its probes are missed.
 	InUse bool
-	// Seldom: twice a second is enough while it is up.
+	// Seldom: twice a second is enough while it is up, and while the path Beside answers, where there is one.
 	Seldom bool
+	Beside Target
 }
 
 // Health of a path.
@@ -64,6 +65,7 @@ type Prober struct {
 
 type talk struct {
 	target Target
+	ask    Ask
 	path   *liveness.Path
 	*conversation
 	mac   net.HardwareAddr // of the gateway, for foreign questions
@@ -108,7 +110,7 @@ func (p *Prober) Set(targets map[Target]Ask) error {
 			}
 			p.talks[target] = &talk{target: target, path: path, conversation: c}
 		}
-		p.talks[target].path.Seldom(ask.Seldom, now)
+		p.talks[target].ask = ask
 		if target.Source.IsValid() {
 			p.foreign = append(p.foreign, p.talks[target])
 		} else {
@@ -187,7 +189,8 @@ func (p *Prober) ask() time.Duration {
 	next := now.Add(time.Second)
 	changed := false
 	for target, t := range p.talks {
-		if !t.path.Next().After(now) {
+		t.path.Seldom(t.ask.Seldom && !p.doubted(t.ask.Beside, now), now)
+		if t.path.Due(now) {
 			sequence, moved := t.path.Probe(now)
 			if moved {
 				p.log.Info("path "+string(t.path.State()), "gateway", target.Gateway, "address", target.Addr)
@@ -202,9 +205,10 @@ func (p *Prober) ask() time.Duration {
 			if target.Link != 0 {
 				oob = out.oob()
 			}
+			question := t.conversation.ask(sequence)
 			if socket := p.sockets[target.Addr.Is6()]; socket != nil {
 				// An error (no route, no carrier) is a probe without an answer.
-				_, _, _ = socket.WriteMsgUDPAddrPort(t.conversation.ask(sequence), oob, out.addr)
+				_, _, _ = socket.WriteMsgUDPAddrPort(question, oob, out.addr)
 			}
 		}
 	}
@@ -217,6 +221,12 @@ func (p *Prober) ask() time.Duration {
 		p.changed()
 	}
 	return max(0, next.Sub(now))
+}
+
+// doubted: the path is there, and has missed a probe or is not up. The mutex is held.
+func (p *Prober) doubted(target Target, now time.Time) bool {
+	t := p.talks[target]
+	return t != nil && (t.path.State() != liveness.Up || t.path.Missed(now) > 0)
 }
 
 // askForeign must be called with mu held.

@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/base64"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/fastnet-io/fastnet/internal/liveness"
@@ -99,4 +101,57 @@ func TestProberAndServer(t *testing.T) {
 	if len(prober.Health()) != len(targets) {
 		t.Errorf("%d paths, want %d", len(prober.Health()), len(targets))
 	}
+}
+
+// TestSeldomUntilThePathBesideMissesAnAnswer: a path that is asked seldom is known to be dead as soon as one that is asked all the time.
+func TestSeldomUntilThePathBesideMissesAnAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key := base64.StdEncoding.EncodeToString(newKey(t).PublicKey().Bytes())
+		often, seldom := Target{Gateway: "c1.gw", PublicKey: key, Addr: netip.MustParseAddr("192.0.2.2")}, Target{Gateway: "c1.gw", PublicKey: key, Addr: netip.MustParseAddr("fd31::2")}
+		p := NewProber(DefaultPort, func() {}, slog.New(slog.DiscardHandler))
+		if err := p.Set(map[Target]Ask{often: {}, seldom: {Seldom: true, Beside: often}}); err != nil {
+			t.Fatal(err)
+		}
+		asked := map[Target]uint64{}
+		// run for a while: what is asked is answered after 2 ms by the paths that live.
+		run := func(d time.Duration, lives ...Target) (rounds int) {
+			for end := time.Now().Add(d); time.Now().Before(end); rounds++ {
+				next := p.ask()
+				for _, target := range lives {
+					if path := p.talks[target].path; p.talks[target].asked > asked[target] {
+						time.Sleep(2 * time.Millisecond)
+						asked[target] = p.talks[target].asked
+						path.Answer(asked[target], time.Now())
+						next = 0
+					}
+				}
+				time.Sleep(next)
+			}
+			return rounds
+		}
+		run(10*time.Second, often, seldom)
+		before := maps.Clone(asked)
+		run(10*time.Second, often, seldom)
+		if n := asked[seldom] - before[seldom]; n < 19 || n > 24 {
+			t.Errorf("%d questions in 10 s, want two a second", n)
+		}
+		if n := asked[often] - before[often]; n < 105 || n > 125 {
+			t.Errorf("%d questions in 10 s, want one each %s", n, liveness.Pace)
+		}
+		start := time.Now()
+		for p.talks[seldom].path.State() == liveness.Up && time.Since(start) < time.Second {
+			run(time.Millisecond)
+		}
+		if took := time.Since(start); took > 320*time.Millisecond {
+			t.Errorf("it takes %s until it is known that both are dead", took)
+		}
+		run(20*time.Second, often, seldom)
+		start = time.Now()
+		for p.talks[seldom].path.State() == liveness.Up && time.Since(start) < time.Second {
+			run(time.Millisecond, often)
+		}
+		if took := time.Since(start); took > liveness.SeldomPace+250*time.Millisecond || p.talks[often].path.State() != liveness.Up {
+			t.Errorf("it takes %s until the seldom one is known to be dead; the other is %s", took, p.talks[often].path.State())
+		}
+	})
 }

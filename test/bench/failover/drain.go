@@ -54,17 +54,22 @@ func (b *bench) drain() error {
 		} else if hit == 0 {
 			return fmt.Errorf("%s carries nothing", gateway.Name())
 		}
-		accounts, err := b.drainOnce(gateway, way)
+		gone, accounts, err := b.drainOnce(gateway, way)
 		if err != nil {
 			return fmt.Errorf("%s of %s: %w", way.name, gateway.Name(), err)
 		}
 		var lostNow, sentNow uint64
+		where := ""
 		for flow, account := range accounts {
-			if !flow.TCP {
-				lostNow, sentNow = lostNow+account.Lost, sentNow+account.Lost+account.Received
+			if flow.TCP {
+				continue
+			}
+			lostNow, sentNow = lostNow+account.Lost, sentNow+account.Lost+account.Received
+			if account.Lost > 0 {
+				where += fmt.Sprintf("; to %s: %d while it went, %d when it came back, longest gap %s", flow.To, gone[flow].Lost, account.Lost-min(account.Lost, gone[flow].Lost), rounded(account.Gap))
 			}
 		}
-		fmt.Printf("  %-13s %s: %d of %d packets lost; longest gap %s\n", way.name, gateway.Name(), lostNow, sentNow, rounded(longest(accounts, false)))
+		fmt.Printf("  %-13s %s: %d of %d packets lost; longest gap %s%s\n", way.name, gateway.Name(), lostNow, sentNow, rounded(longest(accounts, false)), where)
 		lost, sent, drains = lost+lostNow, sent+sentNow, drains+1
 	}
 	if lost > 0 {
@@ -74,22 +79,24 @@ func (b *bench) drain() error {
 	return nil
 }
 
-func (b *bench) drainOnce(gateway *lab.Node, way way) (accounts map[traffic.Flow]traffic.Account, err error) {
+// drainOnce gives what became of the flows until the gateway was gone, and until it was back.
+func (b *bench) drainOnce(gateway *lab.Node, way way) (gone, back map[traffic.Flow]traffic.Account, err error) {
 	if err := errors.Join(b.awaitFlow(nil), b.window()); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	before, err := b.accounts()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := errors.Join(way.begin(b, gateway), b.awaitFlow(before)); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if before, err = b.accounts(); err != nil {
-		return nil, err
+	if gone, err = b.accounts(); err != nil {
+		return nil, nil, err
 	}
-	if err := errors.Join(way.end(b, gateway), b.recover(false), b.awaitFlow(before)); err != nil {
-		return nil, err
+	if err := errors.Join(way.end(b, gateway), b.recover(false), b.awaitFlow(gone)); err != nil {
+		return nil, nil, err
 	}
-	return b.accounts()
+	back, err = b.accounts()
+	return gone, back, err
 }
