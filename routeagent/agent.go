@@ -41,6 +41,9 @@ const (
 	// since each look starts some twenty processes: where paths come and go, they would take the processor from the probes, and more would go.
 	resync = 10 * time.Second
 	trust  = resync - time.Second
+	// What the kernel tells within echo of a failover is what that has done itself. A round, which looks at everything, comes after settle then: a
+	// failover happens on all nodes at once, and where they share processors it should not have to share them with rounds too.
+	echo, settle = 100 * time.Millisecond, time.Second
 	// backoff after a failed round, at first.
 	backoff = 200 * time.Millisecond
 	// parting is how long the daemon may take, once told to stop, to find out whether it will come back and to clean
@@ -134,7 +137,8 @@ func Run(ctx context.Context, c Config) error {
 	agent := newAgent(c, prefixes, objects, tables)
 	agent.recall()
 	var loop *converge.Loop
-	agent.later = time.AfterFunc(time.Hour, func() { loop.Poke() })
+	agent.poke = func() { loop.Poke() }
+	agent.later = time.AfterFunc(time.Hour, agent.poke)
 	defer agent.later.Stop()
 	loop, err = converge.New(converge.Config{Name: "routes", Round: agent.round, Resync: resync, Backoff: backoff, Log: c.Log})
 	if err != nil {
@@ -154,7 +158,7 @@ func Run(ctx context.Context, c Config) error {
 		JSON: map[string]func() any{routeview.Page: func() any { return agent.view() }}}
 	group.Go(func() error { return server.Run(running) })
 	group.Go(func() error {
-		netstate.KeepWatching(running, "fastnet-", Table, loop.Poke, func(err error) { c.Log.Warn("lost sight of the kernel", "error", err) })
+		netstate.KeepWatching(running, "fastnet-", Table, agent.moved, func(err error) { c.Log.Warn("lost sight of the kernel", "error", err) })
 		return nil
 	})
 	group.Go(func() error { return agent.prober.Run(running) })
@@ -292,7 +296,11 @@ type agent struct {
 	paths sync.Mutex
 	known *Snapshot // of the last round, with what is in use now; nil before the first
 
+	poke  func()
 	later *time.Timer // pokes when time alone has changed the plan
+
+	regrouped atomic.Int64 // when a failover last changed something, Unix time in ns
+	settling  atomic.Bool  // a poke after settle is under way
 
 	file     *kept.File
 	recalled *known // counts until the API server has answered; nil where there is none
@@ -366,13 +374,31 @@ func (a *agent) round(ctx context.Context) error {
 
 // failover exchanges members of groups, and nothing else, as the health of the paths has it.
 func (a *agent) failover(ctx context.Context, noticed time.Time) error {
+	a.regrouped.Store(time.Now().UnixNano()) // the kernel tells of the first group before the last is done
 	desired, changes, err := a.choose(ctx, nil, a.kernel.Regroup)
+	a.regrouped.Store(0)
+	if len(changes) > 0 {
+		a.regrouped.Store(time.Now().UnixNano())
+	}
 	if desired == nil || err == nil && len(changes) == 0 {
 		return err
 	}
 	a.note(noticed, changes, err)
 	a.metrics.failedOver(time.Since(noticed), *desired, len(changes))
 	return err
+}
+
+// moved: something has changed in the kernel.
+func (a *agent) moved() {
+	switch {
+	case time.Since(time.Unix(0, a.regrouped.Load())) > echo:
+		a.poke()
+	case !a.settling.Swap(true):
+		time.AfterFunc(settle, func() {
+			a.settling.Store(false)
+			a.poke()
+		})
+	}
 }
 
 // choose plans, from a new snapshot or else the one that is known, with the health of this moment, and applies that part

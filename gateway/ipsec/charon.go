@@ -22,8 +22,9 @@ import (
 
 // Times of the tender.
 const (
-	// tendEvery is how often it looks what charon has.
-	tendEvery = 500 * time.Millisecond
+	// tendEvery is how often it looks what charon has while something is missing, and restEvery while nothing is: each look starts swanctl. When a
+	// cable goes the gateway looks at everything, and sets the tender to work again.
+	tendEvery, restEvery = 500 * time.Millisecond, 2 * time.Second
 	// startAgain is how soon after a start charon is started again.
 	startAgain = time.Second
 	// comeUp is how long charon may take until it listens, endWithin until it has told its peers goodbye.
@@ -82,10 +83,12 @@ func (t *tender) start() {
 	ctx, t.cancel = context.WithCancel(context.Background())
 	go func() {
 		defer close(t.done)
-		ticker := time.NewTicker(tendEvery)
-		defer ticker.Stop()
 		for {
 			err := t.tend(ctx)
+			wait := tendEvery
+			if err == nil && t.charon != nil && len(t.missing) == 0 {
+				wait = restEvery
+			}
 			t.mu.Lock()
 			if err != nil && (t.last == nil || err.Error() != t.last.Error()) && ctx.Err() == nil {
 				t.config.Log.Warn("IPsec", "error", err)
@@ -96,7 +99,7 @@ func (t *tender) start() {
 			case <-ctx.Done():
 				return
 			case <-t.kick:
-			case <-ticker.C:
+			case <-time.After(wait):
 			}
 		}
 	}()

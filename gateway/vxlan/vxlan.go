@@ -20,6 +20,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -36,6 +37,10 @@ func Overhead(peer netip.Addr) int {
 	}
 	return 70
 }
+
+// trust is for how long the guard's chains are taken to be as they were found: to look starts some ten processes, and the gateway does so each
+// time that a cable goes or comes. It is less than the 10 s after which a gateway looks at everything without a reason.
+const trust = 9 * time.Second
 
 // Config of the driver.
 type Config struct {
@@ -159,6 +164,7 @@ func (s *Segments) tables() (*netstate.Kernel, error) {
 		if err != nil {
 			return nil, err
 		}
+		tables.Trust = trust
 		s.guard = netstate.New(netstate.Scope{ChainPrefix: s.config.ChainPrefix}, tables)
 	}
 	return s.guard, nil
