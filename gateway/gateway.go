@@ -665,7 +665,8 @@ func (g *gateway) tellHealth(ctx context.Context) error {
 	status, health, changed := g.object.Status.DeepCopy(), g.decided(ctx), false
 	for i := range status.Cables {
 		c := &status.Cables[i]
-		if h, known := health[c.Endpoint]; known && h.State != c.State {
+		// What comes up the first time is the round's to tell, which is on its way and knows the peer's address too.
+		if h, known := health[c.Endpoint]; known && h.State != c.State && (h.State != v1alpha1.CableUp || c.PeerAddress != "") {
 			setHealth(c, h)
 			changed = true
 		}
