@@ -493,5 +493,6 @@ func (l *line) told(flags byte) (changed bool) {
 	draining := flags&flagDraining != 0
 	changed = draining != l.draining
 	l.draining, l.deaf = draining, flags&flagDeaf != 0
+	l.path.Leaving(draining)
 	return changed
 }

@@ -226,6 +226,35 @@ func TestCableLivesWithoutAnswers(t *testing.T) {
 	}
 }
 
+// A cable whose peer says that it goes, and goes, is taken back as soon as it answers, however often it does.
+func TestFarewellIsNoFailure(t *testing.T) {
+	p := testProber()
+	p.set(cable.Report{Cables: []cable.Cable{cableTo("c2.a")}})
+	line, now, from := p.lines["c2.a"], time.Now(), netip.MustParseAddr(probeAddress)
+	var readers sync.WaitGroup
+	run := func(d time.Duration, answers bool) {
+		for end := now.Add(d); now.Before(end); {
+			p.turn(t.Context(), now, &readers)
+			now = now.Add(5 * time.Millisecond)
+			for sequence := uint64(1); answers && sequence < 500; sequence++ { // those that were not asked, or are answered, are nothing
+				p.take(probe(kindAnswer, 0, sequence, p.mark), from, line, now)
+			}
+		}
+	}
+	for n := range 4 {
+		run(1500*time.Millisecond, true)
+		if h := p.health()["c2.a"]; h.State != v1alpha1.CableUp {
+			t.Fatalf("time %d: it answers and is %+v, want it up", n, h)
+		}
+		p.take(probe(kindQuestion, flagDraining, 1, 99), from, line, now)
+		run(time.Second, false)
+		if h := p.health()["c2.a"]; h.State != v1alpha1.CableDown {
+			t.Fatalf("time %d: it does not answer and is %+v, want it down", n, h)
+		}
+		p.take(probe(kindQuestion, 0, 1, 99), from, line, now)
+	}
+}
+
 // A gateway that hears nothing says so.
 func TestWhoHearsNothingSaysSo(t *testing.T) {
 	p := testProber()

@@ -17,8 +17,9 @@
 //     with losses. At 19 % loss that holds for 99.6 % of all seconds. At half of all lost it holds for a quarter, and a path
 //     goes down once in some minutes.
 //   - A path that flaps, which is one that was up for less than a minute when it goes down, has to answer for twice as long each
-//     time before it is up again: 2 s, 4 s and so on, to 30 s. A minute of being up forgives all. While it answers for that time it is
-//     recovering: to be taken where there is nothing better.
+//     time before it is up again: 2 s, 4 s and so on, to 30 s. A minute of being up forgives all, and so does a farewell (Leaving): gateways
+//     that are restarted one after the other are no flapping ones. While it answers for that time it is recovering: to be taken where
+//     there is nothing better.
 //   - Where probes are lost among much else, so that a path looks dead, whoever knows better may say so (Vouch): what it missed is forgotten.
 //   - Whoever is stopped (SIGSTOP, a starved processor) blames no path: probes that nobody could have seen answered are
 //     forgotten.
@@ -100,6 +101,8 @@ type Path struct {
 	steady time.Time     // since when it does, zero while it does not
 	fresh  bool          // it has not been down yet
 	seldom bool
+	// leaving: the other end has said that it goes.
+	leaving bool
 }
 
 type probe struct {
@@ -239,6 +242,9 @@ func (p *Path) Seldom(yes bool, now time.Time) {
 	p.seldom = yes
 }
 
+// Leaving notes whether the other end says that it goes: when the path then goes down it has not failed.
+func (p *Path) Leaving(yes bool) { p.leaving = yes }
+
 func (p *Path) pace() time.Duration {
 	if p.seldom {
 		return SeldomPace
@@ -336,7 +342,7 @@ func (p *Path) count(from uint64, wanted int, oldest, now time.Time) (answered, 
 // flap notes that the path goes down, and how long it was up.
 func (p *Path) flap(now time.Time) {
 	switch {
-	case now.Sub(p.since) >= forgiven || p.fresh:
+	case now.Sub(p.since) >= forgiven || p.fresh || p.leaving:
 		p.asked = 0
 	default:
 		p.asked = min(longest, 2*max(p.asked, upFrom*EagerPace))

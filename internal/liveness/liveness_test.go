@@ -232,6 +232,31 @@ func TestWhatFlapsIsAskedForLonger(t *testing.T) {
 	}
 }
 
+// Who says farewell may come and go as often as he wants; what goes without one after that flaps again.
+func TestWhoSaysFarewellDoesNotFlap(t *testing.T) {
+	w := newWorld(1)
+	w.run(time.Second)
+	goes := func(farewell bool) (back time.Duration) {
+		w.path.Leaving(farewell)
+		w.dead = true
+		w.run(time.Second)
+		w.path.Leaving(false)
+		w.dead = false
+		since := w.now
+		for w.path.State() != Up && w.now.Sub(since) < time.Minute {
+			w.run(10 * time.Millisecond)
+		}
+		w.run(time.Second)
+		return w.now.Sub(since) - time.Second
+	}
+	for i, farewell := range []bool{true, true, true, true, false, false, true, true, false} {
+		least := []time.Duration{0, 0, 0, 0, 2 * time.Second, 4 * time.Second, 0, 0, 2 * time.Second}[i]
+		if took := goes(farewell); took < least-200*time.Millisecond || took > least+1200*time.Millisecond {
+			t.Errorf("time %d, farewell %t: it was up again after %s, want at least %s", i, farewell, took, least)
+		}
+	}
+}
+
 // What recovers and goes again before it was up for good begins anew.
 func TestFlappingWhileAsked(t *testing.T) {
 	w := newWorld(1)

@@ -272,6 +272,7 @@ func (p *Prober) hear(packet []byte, from netip.Addr) {
 		if !ok {
 			continue
 		}
+		t.path.Leaving(t.conversation.seen != nil && t.conversation.seen.Draining)
 		if sequence != 0 && t.path.Answer(sequence, time.Now()) {
 			changed = true
 			p.log.Info("path "+string(t.path.State()), "gateway", t.target.Gateway, "address", t.target.Addr)

@@ -30,6 +30,15 @@ var ways = []way{
 			return b.kubectl(n, "-n fastnet-system delete pod --field-selector spec.nodeName="+n.Name()+" -l app.kubernetes.io/name=fastnet-gateway")
 		},
 		func(*bench, *lab.Node) error { return nil }},
+	// The cluster's other gateway goes as soon as the first is ready again, as in every upgrade.
+	{"rollout",
+		func(b *bench, n *lab.Node) error {
+			if err := b.kubectl(n, "-n fastnet-system rollout restart daemonset/fastnet-gateway"); err != nil {
+				return err
+			}
+			return b.kubectl(n, "-n fastnet-system rollout status daemonset/fastnet-gateway --timeout=2m")
+		},
+		func(*bench, *lab.Node) error { return nil }},
 }
 
 // kubectl has the context last: a plugin's name comes before any flag.
@@ -47,8 +56,8 @@ func (b *bench) drain() error {
 	}
 	var lost, sent uint64
 	drains := 0
-	for n := 0; n < b.options.trials || sent < drainPackets && !b.check; n++ {
-		gateway, way := b.turn(n), ways[n%len(ways)]
+	for n := 0; n < max(b.options.trials, len(ways)) || sent < drainPackets && !b.check; n++ {
+		gateway, way := b.turn(n), ways[(n+n/len(ways))%len(ways)] // each way meets each gateway
 		if hit, err := b.spread(gateway); err != nil {
 			return err
 		} else if hit == 0 {
@@ -75,7 +84,7 @@ func (b *bench) drain() error {
 	if lost > 0 {
 		b.wrong = append(b.wrong, fmt.Errorf("drain: %d of %d packets were lost", lost, sent))
 	}
-	b.report.Set("drain-lost", float64(lost), "of %d packets, during %d drains by command, cordon and stop of the pod", sent, drains)
+	b.report.Set("drain-lost", float64(lost), "of %d packets, during %d drains by command, cordon, stop of the pod and rollout", sent, drains)
 	return nil
 }
 
