@@ -207,6 +207,9 @@ func (p *planner) routes() {
 			group := netstate.Group{Name: cluster.ID + "/" + strings.ToLower(familyName(v6)), Buckets: Buckets, Idle: BucketIdle}
 			inUse := p.inUse(prefixes)
 			all := p.candidates(cluster, ways[v6], v6, inUse)
+			for _, c := range all {
+				group.Candidates = append(group.Candidates, c.hop)
+			}
 			group.Members = p.members(cluster, all, inUse)
 			p.show(cluster, v6, all, group.Members)
 			if len(group.Members) > 0 {
@@ -441,11 +444,6 @@ func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse 
 			}
 			hop := netstate.Nexthop{IPv6: v6 || remote.Via.IsValid(), Via: remote.Via, Dev: remote.Link}
 			all = append(all, candidate{hop: hop, own: true, live: live(liveness.Up, hop, remote), back: live(liveness.Recovering, hop, remote), draining: draining, gateway: w.gateway.Node, endpoint: remote.Name, health: w.health})
-		}
-	}
-	for _, c := range all {
-		if !slices.Contains(p.state.Nexthops, c.hop) {
-			p.state.Nexthops = append(p.state.Nexthops, c.hop)
 		}
 	}
 	return all

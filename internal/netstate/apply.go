@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -23,6 +24,8 @@ type Kernel struct {
 	scope  Scope
 	tables *Tables // nil where the scope owns no chains
 	plain  bool    // this kernel has no resilient groups
+	// moving is held while groups, and routes to them, are changed: a detour of the one is nothing to tidy up for the other.
+	moving sync.Mutex
 }
 
 // New makes a Kernel. Tables may be nil where the scope has no chains.
@@ -494,6 +497,15 @@ func (k *Kernel) ownRoutes(groups map[string]uint32) ([]kernelRoute, error) {
 	return routes, nil
 }
 
+// leadRoute has a route that is there lead to another group, or nexthop.
+func (k *Kernel) leadRoute(r Route, id uint32) error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_REPLACE)
+	k.addRoute(req, r)
+	req.AddData(nl.NewRtAttr(rtaNHID, nl.Uint32Attr(id)))
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
 func (k *Kernel) setRoute(r Route, groups map[string]uint32) error {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
 	k.addRoute(req, r)
@@ -541,6 +553,8 @@ func (k *Kernel) addRoute(req *nl.NetlinkRequest, r Route) {
 }
 
 func (k *Kernel) routes(_ context.Context, want State) (changes []string, err error) {
+	k.moving.Lock()
+	defer k.moving.Unlock()
 	_, groups := want.ids()
 	dump, err := k.ownRoutes(groups)
 	if err != nil {

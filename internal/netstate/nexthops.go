@@ -18,15 +18,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Routes lead to nexthop groups, not to next hops: exchanging the members of a group is one message to the kernel,
+// Routes lead to nexthop groups, not to next hops: exchanging the members of a group is a message or two to the kernel,
 // however many routes use it, and there is no moment at which a packet finds neither the old members nor the new ones.
+//
+// A nexthop is a member of one group, and there while it is: groups that go the same way have one each, so what is done to
+// one group concerns no packet of another.
 //
 // IDs of ours lie in a range of ours, and bear the scope's protocol besides. They are made from what they stand for, so
 // they need no memory: a process that starts finds what an earlier one has made. Nexthops and groups have halves of their
-// own, since the kernel replaces neither by the other.
+// own, since the kernel replaces neither by the other; so have the copies of detours.
 const (
 	firstNexthop = 0xFA570000
 	firstGroup   = 0xFA578000
+	firstCopy    = 0xFA580000
+	groupOfThem  = 0xFA588000 // of the copies: the last ID
 	idsOfAKind   = 0x8000
 )
 
@@ -46,13 +51,15 @@ func (n Nexthop) String() string {
 	return "via " + n.Via.String() + " dev " + n.Dev
 }
 
-func (n Nexthop) key() string { return fmt.Sprintf("%t %s", n.IPv6, n) }
+// in a group: what its ID is made from.
+func (n Nexthop) in(group string) string { return fmt.Sprintf("%s %t %s", group, n.IPv6, n) }
 
 // Group is what a route leads to: flows are spread over its members.
 type Group struct {
 	// Name in the plan; the ID is made from it, so a group keeps it whoever its members are.
-	Name    string
-	Members []Nexthop
+	Name string
+	// Members are those of the Candidates that are in use now.
+	Members, Candidates []Nexthop
 	// Resilient groups keep a flow on its member when others come and go: a table of buckets has a member each, and only
 	// the buckets of one that goes are handed to the others. A bucket over its member's share is handed on when it was
 	// idle for that long. Zero Buckets is a plain group, which hashes anew on every change.
@@ -60,15 +67,15 @@ type Group struct {
 	Idle    time.Duration
 }
 
-// ids of the state's nexthops, by key, and groups, by name: a hash, and the next free one where two meet. They are dealt
-// in sorted order, so that all processes come to the same.
+// ids of the candidates, by what they are in their group, and of groups, by name: a hash, and the next free one where two meet. They
+// are dealt in sorted order, so that all processes come to the same, and whoever is a member.
 func (s State) ids() (nexthops, groups map[string]uint32) {
 	var keys, names []string
-	for _, n := range s.Nexthops {
-		keys = append(keys, n.key())
-	}
 	for _, g := range s.Groups {
 		names = append(names, g.Name)
+		for _, n := range g.Candidates {
+			keys = append(keys, n.in(g.Name))
+		}
 	}
 	return deal(firstNexthop, idsOfAKind, keys), deal(firstGroup, idsOfAKind, names)
 }
@@ -114,13 +121,16 @@ func groupLine(id uint32, members []uint32, g Group, scope Scope) string {
 
 func (s State) nexthopLines(scope Scope) (lines []string) {
 	nexthops, groups := s.ids()
-	for _, n := range slices.SortedFunc(slices.Values(s.Nexthops), func(a, b Nexthop) int { return cmp.Compare(a.key(), b.key()) }) {
-		lines = append(lines, nexthopLine(nexthops[n.key()], n, scope))
+	sorted := slices.SortedFunc(slices.Values(s.Groups), func(a, b Group) int { return cmp.Compare(a.Name, b.Name) })
+	for _, g := range sorted {
+		for _, n := range slices.SortedFunc(slices.Values(g.Members), func(a, b Nexthop) int { return cmp.Compare(a.in(g.Name), b.in(g.Name)) }) {
+			lines = append(lines, nexthopLine(nexthops[n.in(g.Name)], n, scope))
+		}
 	}
-	for _, g := range slices.SortedFunc(slices.Values(s.Groups), func(a, b Group) int { return cmp.Compare(a.Name, b.Name) }) {
+	for _, g := range sorted {
 		var members []uint32
 		for _, member := range g.Members {
-			members = append(members, nexthops[member.key()])
+			members = append(members, nexthops[member.in(g.Name)])
 		}
 		lines = append(lines, groupLine(groups[g.Name], members, g, scope))
 	}
@@ -128,23 +138,25 @@ func (s State) nexthopLines(scope Scope) (lines []string) {
 }
 
 func (s State) nexthopProblems(scope Scope) (problems []string) {
-	if len(s.Nexthops)+len(s.Groups) > 0 && scope.Protocol == 0 {
-		problems = append(problems, "nexthops without a protocol to know them by")
+	if len(s.Groups) > 0 && scope.Protocol == 0 {
+		problems = append(problems, "nexthop groups without a protocol to know them by")
 	}
-	if len(s.Nexthops) > idsOfAKind/2 || len(s.Groups) > idsOfAKind/2 {
-		problems = append(problems, fmt.Sprintf("%d nexthops and %d groups are too many", len(s.Nexthops), len(s.Groups)))
-	}
+	candidates := 0
 	groups := map[string]Group{}
 	for _, g := range s.Groups {
 		if _, twice := groups[g.Name]; twice || len(g.Members) == 0 {
 			problems = append(problems, fmt.Sprintf("group %s is there twice, or has no members", g.Name))
 		}
 		groups[g.Name] = g
+		candidates += len(g.Candidates)
 		for _, member := range g.Members {
-			if !slices.Contains(s.Nexthops, member) {
-				problems = append(problems, fmt.Sprintf("group %s: its member %s is no nexthop of the state", g.Name, member))
+			if !slices.Contains(g.Candidates, member) {
+				problems = append(problems, fmt.Sprintf("group %s: its member %s is no candidate", g.Name, member))
 			}
 		}
+	}
+	if candidates > idsOfAKind/2 || len(s.Groups) > idsOfAKind/2 {
+		problems = append(problems, fmt.Sprintf("%d nexthops and %d groups are too many", candidates, len(s.Groups)))
 	}
 	for _, r := range s.Routes {
 		g, ok := groups[r.Group]
@@ -244,7 +256,7 @@ func (k *Kernel) ownPaths() (paths, error) {
 			return have, fmt.Errorf("list nexthops: %w", err)
 		}
 		id := number(attrs[unix.NHA_ID])
-		if id < firstNexthop || id >= firstGroup+idsOfAKind {
+		if id < firstNexthop || id > groupOfThem {
 			continue
 		}
 		if members, ok := attrs[unix.NHA_GROUP]; ok {
@@ -321,6 +333,9 @@ func (k *Kernel) Observe(want State) (Observed, error) {
 		case route.group == 0:
 			seen.InUse[route.Dst] = append(seen.InUse[route.Dst], Nexthop{IPv6: route.Dst.Addr().Is6(), Via: route.Via, Dev: route.Dev})
 		default:
+			if hop, ok := have.nexthops[route.group]; ok { // what a process that ended in the middle of a detour has left
+				seen.InUse[route.Dst] = append(seen.InUse[route.Dst], hop)
+			}
 			for _, member := range have.groups[route.group].members {
 				seen.InUse[route.Dst] = append(seen.InUse[route.Dst], have.nexthops[member])
 			}
@@ -329,84 +344,223 @@ func (k *Kernel) Observe(want State) (Observed, error) {
 	return seen, nil
 }
 
-// Regroup makes the nexthops that are missing and exchanges the members of groups that differ; it removes nothing, and
-// touches nothing else. It is the part of Apply that a failover needs: a few messages to the kernel.
+// Regroup gives groups the members that they should have, makes groups that are missing, and touches nothing else. It is the part of
+// Apply that a failover needs: a few messages to the kernel.
 //
 // A nexthop whose device is gone, down or without carrier cannot be, and the kernel drops it by itself; its groups then
 // have the members that can, and go, with their routes, where there are none. So packets fall through to what stands
 // behind, until a device is back and somebody calls again.
 func (k *Kernel) Regroup(_ context.Context, want State) (changes []string, err error) {
-	if len(want.Groups) == 0 && len(want.Nexthops) == 0 {
+	if len(want.Groups) == 0 {
 		return nil, nil
 	}
+	k.moving.Lock()
+	defer k.moving.Unlock()
 	have, err := k.ownPaths()
 	if err != nil {
 		return nil, err
 	}
-	var errs []error
-	nexthops, groups := want.ids()
-	for _, n := range want.Nexthops {
-		id := nexthops[n.key()]
-		old, exists := have.nexthops[id]
-		if exists && old == n {
-			continue
-		}
-		if err := k.setNexthop(id, n, exists); err != nil {
-			if !notNow(err) {
-				errs = append(errs, fmt.Errorf("set nexthop %s: %w", nexthopLine(id, n, k.scope), err))
-			}
-			continue
-		}
-		have.nexthops[id] = n
-		if exists {
-			changes = append(changes, "- "+nexthopLine(id, old, k.scope))
-		}
-		changes = append(changes, "+ "+nexthopLine(id, n, k.scope))
-	}
+	r := regrouping{Kernel: k, have: have, routes: want.Routes}
+	r.nexthops, r.groups = want.ids()
 	for _, g := range want.Groups {
-		id := groups[g.Name]
-		old, exists := have.groups[id]
-		wanted := kernelGroup{buckets: g.Buckets, idle: g.Idle}
-		for _, member := range g.Members {
-			if have.nexthops[nexthops[member.key()]] == member {
-				wanted.members = append(wanted.members, nexthops[member.key()])
-			}
-		}
-		slices.Sort(wanted.members)
-		if k.plain {
-			wanted.buckets, wanted.idle = 0, 0
-		}
-		if len(wanted.members) == 0 || exists && old.equal(wanted) {
-			continue
-		}
-		if exists && old.buckets != wanted.buckets {
-			// Of another version: the kernel replaces none by one of another kind or size. Its routes go with it and are
-			// made again; what stands behind them holds meanwhile.
-			errs = append(errs, ignoring(gone, k.delNexthop(id), "remove %s", old.line(id, g.Name, k.scope)))
-			exists = false
-			changes = append(changes, "- "+old.line(id, g.Name, k.scope))
-		}
-		err := k.setGroup(id, wanted, exists)
-		if !exists && wanted.buckets > 0 && (errors.Is(err, unix.EINVAL) || unsupported(err)) {
-			// Kernels before 5.13 know plain groups only.
-			wanted.buckets, wanted.idle = 0, 0
-			if err = k.setGroup(id, wanted, exists); err == nil {
-				k.plain = true
-			}
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("set %s: %w", wanted.line(id, g.Name, k.scope), err))
-			continue
-		}
-		if exists {
-			changes = append(changes, "- "+old.line(id, g.Name, k.scope))
-		}
-		changes = append(changes, "+ "+wanted.line(id, g.Name, k.scope))
+		r.regroup(g)
 	}
-	return changes, errors.Join(errs...)
+	return r.changes, errors.Join(r.errs...)
+}
+
+// regrouping is one call of Regroup.
+type regrouping struct {
+	*Kernel
+	nexthops, groups map[string]uint32
+	routes           []Route
+	have             paths // kept as the kernel has it
+	changes          []string
+	errs             []error
+}
+
+// regroup exchanges the members of one group, and loses no packet by it: who leaves a group in which others stay is removed, and the kernel
+// takes it out; a list of new members goes past the packets of those that stay (detour).
+func (r *regrouping) regroup(g Group) {
+	id := r.groups[g.Name]
+	before, exists := r.have.groups[id]
+	var stay []Nexthop
+	for _, member := range g.Members {
+		mine := r.nexthops[member.in(g.Name)]
+		if hop, ok := r.have.nexthops[mine]; ok && hop == member && slices.Contains(before.members, mine) {
+			stay = append(stay, member)
+		}
+	}
+	old := before
+	if len(stay) > 0 {
+		old.members = r.leave(g, id, before.members)
+	}
+	wanted := kernelGroup{buckets: g.Buckets, idle: g.Idle}
+	for _, member := range g.Members {
+		if mine := r.nexthops[member.in(g.Name)]; r.make(mine, member) {
+			wanted.members = append(wanted.members, mine)
+		}
+	}
+	slices.Sort(wanted.members)
+	if r.plain {
+		wanted.buckets, wanted.idle = 0, 0
+	}
+	if len(wanted.members) > 0 && !(exists && old.equal(wanted)) {
+		if !r.exchange(g, id, wanted, exists, stay) {
+			return
+		}
+		old = r.have.groups[id]
+	}
+	if exists && before.equal(old) {
+		return
+	}
+	if exists {
+		r.changes = append(r.changes, "- "+before.line(id, g.Name, r.scope))
+		if len(stay) == 0 {
+			r.leave(g, id, before.members)
+		}
+	}
+	if len(old.members) > 0 {
+		r.changes = append(r.changes, "+ "+old.line(id, g.Name, r.scope))
+	}
+}
+
+// leave removes those of the members that the group should not have, and gives the others. What an earlier version has put into other groups
+// too is taken out later, when no group has it (removePaths).
+func (r *regrouping) leave(g Group, id uint32, members []uint32) (stay []uint32) {
+	wanted := map[uint32]bool{}
+	for _, member := range g.Members {
+		wanted[r.nexthops[member.in(g.Name)]] = true
+	}
+	for _, member := range members {
+		hop, known := r.have.nexthops[member]
+		shared := false
+		for other, group := range r.have.groups {
+			shared = shared || other != id && slices.Contains(group.members, member)
+		}
+		if wanted[member] || !known || shared {
+			stay = append(stay, member)
+			continue
+		}
+		if err := r.delNexthop(member); err != nil && !gone(err) {
+			r.errs = append(r.errs, fmt.Errorf("remove nexthop %s: %w", nexthopLine(member, hop, r.scope), err))
+			stay = append(stay, member)
+			continue
+		}
+		delete(r.have.nexthops, member)
+		r.changes = append(r.changes, "- "+nexthopLine(member, hop, r.scope))
+	}
+	return stay
+}
+
+// make has the nexthop be there, and reports whether it is.
+func (r *regrouping) make(id uint32, n Nexthop) bool {
+	old, exists := r.have.nexthops[id]
+	if exists && old == n {
+		return true
+	}
+	if err := r.setNexthop(id, n, exists); err != nil {
+		if !notNow(err) {
+			r.errs = append(r.errs, fmt.Errorf("set nexthop %s: %w", nexthopLine(id, n, r.scope), err))
+		}
+		return false
+	}
+	r.have.nexthops[id] = n
+	if exists {
+		r.changes = append(r.changes, "- "+nexthopLine(id, old, r.scope))
+	}
+	r.changes = append(r.changes, "+ "+nexthopLine(id, n, r.scope))
+	return true
+}
+
+// exchange gives the group its members, of which some may stay.
+func (r *regrouping) exchange(g Group, id uint32, wanted kernelGroup, exists bool, stay []Nexthop) bool {
+	if old := r.have.groups[id]; exists && old.buckets != wanted.buckets {
+		// Of another version: the kernel replaces none by one of another kind or size. Its routes go with it and are
+		// made again; what stands behind them holds meanwhile.
+		r.errs = append(r.errs, ignoring(gone, r.delNexthop(id), "remove %s", old.line(id, g.Name, r.scope)))
+		exists = false
+	}
+	set := func() error { return r.setGroup(id, wanted, exists) }
+	err := error(nil)
+	if exists && len(stay) > 0 {
+		err = r.detour(g, id, stay, set)
+	} else {
+		err = set()
+	}
+	if !exists && wanted.buckets > 0 && (errors.Is(err, unix.EINVAL) || unsupported(err)) {
+		// Kernels before 5.13 know plain groups only.
+		wanted.buckets, wanted.idle = 0, 0
+		if err = r.setGroup(id, wanted, exists); err == nil {
+			r.plain = true
+		}
+	}
+	if err != nil {
+		r.errs = append(r.errs, fmt.Errorf("set %s: %w", wanted.line(id, g.Name, r.scope), err))
+		return false
+	}
+	r.have.groups[id] = wanted
+	return true
+}
+
+// detour has the group's IPv6 routes lead past it while it is exchanged, through copies of the members that stay.
+//
+// The kernel keeps, for each IPv6 nexthop and processor, the route that packets took last. When a group gets a new list, it throws away that of
+// all who were members (nh_rt_cache_flush, net/ipv4/nexthop.c), and with it the packets that have been routed by it and have not left yet:
+// one or two of a million a second, wherever a list is set. It waits for those under way before (synchronize_net), but new ones come all the
+// time. IPv4 has nothing of the kind, and what is removed without a new list waits for all packets.
+//
+// Where several stay, the copies may have other flows for the few milliseconds than the group. The group itself keeps which flow is whose.
+func (r *regrouping) detour(g Group, id uint32, stay []Nexthop, exchange func() error) error {
+	var routes []Route
+	for _, route := range r.routes {
+		if route.Group == g.Name && route.Dst.Addr().Is6() {
+			routes = append(routes, route)
+		}
+	}
+	if len(routes) == 0 {
+		return exchange()
+	}
+	var copies []uint32
+	for _, hop := range stay {
+		next := firstCopy + uint32(len(copies))
+		_, left := r.have.nexthops[next]
+		if r.setNexthop(next, hop, left) == nil { // a device that is going
+			copies = append(copies, next)
+		}
+	}
+	through := uint32(firstCopy)
+	if len(copies) > 1 {
+		through = groupOfThem
+		_, left := r.have.groups[through]
+		if r.setGroup(through, kernelGroup{members: copies}, left) != nil {
+			through = firstCopy
+		}
+	}
+	var errs []error
+	var past []Route
+	for _, route := range routes {
+		if len(copies) > 0 && r.leadRoute(route, through) == nil { // it may not be there yet
+			past = append(past, route)
+		}
+	}
+	errs = append(errs, exchange())
+	for _, route := range past {
+		if err := r.leadRoute(route, id); err != nil {
+			errs = append(errs, fmt.Errorf("set route %s: %w", route, err))
+		}
+	}
+	if len(copies) > 1 {
+		errs = append(errs, ignoring(gone, r.delNexthop(groupOfThem), "remove nexthop group %d", uint32(groupOfThem)))
+	}
+	for _, one := range copies {
+		errs = append(errs, ignoring(gone, r.delNexthop(one), "remove nexthop %d", one))
+	}
+	return errors.Join(errs...)
 }
 
 func (k *Kernel) removePaths(_ context.Context, want State) (changes []string, err error) {
+	k.moving.Lock()
+	defer k.moving.Unlock()
 	have, err := k.ownPaths()
 	if unsupported(err) {
 		return nil, nil

@@ -22,15 +22,12 @@ type State struct {
 	Links      []Link
 	Neighbours []Neighbour
 	Forwarding []Forwarding
-	// Nexthops are all that groups may have as members, whether any has them now or not: exchanging members is quick
-	// where they exist already.
-	Nexthops []Nexthop
-	Groups   []Group
-	Routes   []Route
-	Rules    []Rule
-	Chains   []Chain
-	Jumps    []Jump
-	Sysctls  []Sysctl
+	Groups     []Group
+	Routes     []Route
+	Rules      []Rule
+	Chains     []Chain
+	Jumps      []Jump
+	Sysctls    []Sysctl
 }
 
 // Scope tells an owner's state from all else. Zero fields own nothing.
