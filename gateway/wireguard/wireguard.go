@@ -417,7 +417,7 @@ func start(name string, mtu int, log *slog.Logger) (*process, error) {
 		Verbosef: func(format string, args ...any) { log.Debug("wireguard-go: " + fmt.Sprintf(format, args...)) },
 		Errorf:   func(format string, args ...any) { log.Warn("wireguard-go: " + fmt.Sprintf(format, args...)) },
 	}
-	dev := device.NewDevice(tunnel, conn.NewDefaultBind(), logger)
+	dev := device.NewDevice(checksummed{tunnel}, conn.NewDefaultBind(), logger)
 	file, err := ipc.UAPIOpen(name)
 	if err != nil {
 		dev.Close()
