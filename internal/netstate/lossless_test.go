@@ -157,6 +157,19 @@ func TestDetourThatWasCutShort(t *testing.T) {
 			if err := k.leadRoute(want.Routes[0], through); err != nil {
 				t.Fatal(err)
 			}
+			// Another group wants one as well, and before it is this one's turn.
+			more := fork(true, stay...)
+			more.Groups[0].Name = "a"
+			more.Groups[0].Members = more.Groups[0].Candidates[:1]
+			if _, err := k.Regroup(t.Context(), more); err != nil {
+				t.Fatal(err)
+			}
+			more.Groups[0].Members = more.Groups[0].Candidates[:2]
+			more.Routes = append(want.Routes, Route{Dst: netip.MustParsePrefix("fd00:10::/32"), Group: "a", Metric: 50})
+			if err := k.setRoute(more.Routes[2], map[string]uint32{"a": deal(firstGroup, idsOfAKind, []string{"a", "g"})["a"]}); err != nil {
+				t.Fatal(err)
+			}
+			more.Groups = append(more.Groups, want.Groups...)
 			next := New(k.scope, nil)
 			seen, err := next.Observe(want)
 			if err != nil || len(seen.InUse[want.Routes[0].Dst]) != len(stay) {
@@ -164,7 +177,7 @@ func TestDetourThatWasCutShort(t *testing.T) {
 			}
 			before := out()
 			stop := flood(t, true)
-			if _, err := next.Regroup(t.Context(), fork(true, 0, 1, 2)); err != nil { // it makes a detour of its own
+			if _, err := next.Regroup(t.Context(), more); err != nil {
 				t.Error(err)
 			}
 			if _, err := next.Apply(t.Context(), want); err != nil {
