@@ -67,16 +67,18 @@ func (g *gateway) keepAnswering(ctx context.Context, server *nodeprobe.Server) {
 }
 
 // nodeView is what nodes are told: a cable is up while packets get through it and its peer wants them. One that is asked to stay for a
-// while, since it went too often, is up for want of a better one: nothing is gained by sending into the void meanwhile.
+// while, since it went too often, is up for want of a better one: nothing is gained by sending into the void meanwhile. One that was up when
+// the process before ended is so again when something has come through it: in-process tunnels end with their process, and this one may be the next
+// choice of nodes whose other gateway is just going.
 func nodeView(health map[string]Health, draining bool) nodeprobe.View {
 	up := map[string]bool{}
 	for _, h := range health {
-		up[h.ClusterID] = up[h.ClusterID] || h.State == v1alpha1.CableUp && !h.Draining
+		up[h.ClusterID] = up[h.ClusterID] || h.State == v1alpha1.CableUp && !h.Inherited && !h.Draining
 	}
 	view := nodeprobe.View{Draining: draining}
 	for _, endpoint := range slices.Sorted(maps.Keys(health)) {
 		h := health[endpoint]
-		carries := h.State == v1alpha1.CableUp || h.Recovering && !up[h.ClusterID]
+		carries := h.State == v1alpha1.CableUp && !h.Inherited || h.Recovering && !up[h.ClusterID]
 		view.Cables = append(view.Cables, nodeprobe.Cable{Endpoint: endpoint, ClusterID: h.ClusterID, Up: carries && !h.Draining})
 	}
 	return view

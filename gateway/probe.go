@@ -86,6 +86,8 @@ type Health struct {
 	Recovering bool
 	// Draining: the peer wants no more traffic.
 	Draining bool
+	// Inherited: that it is up is what the process before has said; nothing has come through it since.
+	Inherited bool
 	// Failures is how many times this process has seen the cable go down.
 	Failures int
 	// Attempts in a row, of attemptAfter each, that brought no answer.
@@ -241,7 +243,7 @@ func (l *line) health(now time.Time) Health {
 	}
 	h := Health{
 		ClusterID: l.cable.ClusterID, State: v1alpha1.CableConnecting, Since: l.path.Since(), RTT: l.path.RTT(), Loss: l.path.Loss(now), Silent: now.Sub(l.path.Answered()), Draining: l.draining,
-		Failures: l.failures, Attempts: l.attempts,
+		Inherited: l.path.Inherited(), Failures: l.failures, Attempts: l.attempts,
 	}
 	switch l.path.State() {
 	case liveness.Up:
@@ -477,10 +479,10 @@ func (p *prober) take(packet []byte, from netip.Addr, l *line, now time.Time) (a
 		packet[4], packet[5] = kindAnswer, p.flags(now, l)
 		answer = packet
 	case packet[4] == kindAnswer && binary.BigEndian.Uint64(packet[16:]) == p.mark:
-		unknown := l.path.RTT() == 0
+		unknown, inherited := l.path.RTT() == 0, l.path.Inherited()
 		look = l.told(packet[5])
 		look = l.path.Answer(binary.BigEndian.Uint64(packet[8:]), now) || look
-		look = look || unknown && l.path.RTT() > 0
+		look = look || unknown && l.path.RTT() > 0 || inherited && !l.path.Inherited()
 	}
 	if look {
 		p.poke()

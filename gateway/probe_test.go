@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/gateway/cable"
 	"github.com/fastnet-io/fastnet/internal/liveness"
+	"github.com/fastnet-io/fastnet/internal/nodeprobe"
 )
 
 func testProber() *prober { return newProber(func() {}, slog.New(slog.DiscardHandler)) }
@@ -63,6 +65,20 @@ func TestStateIsTakenOverFromTheProcessBefore(t *testing.T) {
 	}
 	if len(health) != 2 {
 		t.Errorf("cables %v, want two", health)
+	}
+	// Nodes are told of it when something has come through it.
+	told := func() bool {
+		return slices.Contains(nodeView(p.health(), false).Cables, nodeprobe.Cable{Endpoint: "c2.a", Up: true})
+	}
+	line, readers := p.lines["c2.a"], sync.WaitGroup{}
+	now := time.Now()
+	p.turn(t.Context(), now, &readers)
+	if told() {
+		t.Error("nodes are told that c2.a is up, and nobody knows")
+	}
+	p.take(probe(kindAnswer, 0, 1, p.mark), netip.MustParseAddr(probeAddress), line, now.Add(time.Millisecond))
+	if !told() {
+		t.Error("nodes are not told that c2.a is up")
 	}
 	p.turns(t, time.Now(), time.Second)
 	if h := p.health()["c2.a"]; h.State != v1alpha1.CableDown {

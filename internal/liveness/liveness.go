@@ -103,6 +103,8 @@ type Path struct {
 	seldom bool
 	// leaving: the other end has said that it goes.
 	leaving bool
+	// inherited: that it is up is the word of an earlier process alone.
+	inherited bool
 }
 
 type probe struct {
@@ -118,8 +120,11 @@ func New(now time.Time) *Path {
 
 // Resume makes a path of which an earlier process has said that it is up: it stays so unless its probes are missed.
 func Resume(since, now time.Time, rtt time.Duration) *Path {
-	return &Path{state: Up, since: since, next: now, answered: now, rtt: rtt, fresh: true}
+	return &Path{state: Up, since: since, next: now, answered: now, rtt: rtt, fresh: true, inherited: true}
 }
+
+// Inherited says whether nothing but an earlier process's word is behind the path's state: there has been no answer yet.
+func (p *Path) Inherited() bool { return p.inherited }
 
 // State now, and Since when.
 func (p *Path) State() State { return p.state }
@@ -204,7 +209,7 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 		return false
 	}
 	slow := now.Sub(p.answered) > quiet
-	probe.answered, probe.void, p.answered = true, false, now
+	probe.answered, probe.void, p.answered, p.inherited = true, false, now, false
 	p.newest = max(p.newest, sequence)
 	// A probe from before the path was up may have waited for a handshake: its time is no round-trip time.
 	if p.state == Recovering || p.state == Up && !probe.sent.Before(p.since) {
