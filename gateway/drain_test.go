@@ -72,7 +72,7 @@ func TestPeersAndNodesAreTold(t *testing.T) {
 		p.take(probe(kindAnswer, flags, sequence, p.mark), l.cable.Probe, l, time.Now())
 	}
 	want := nodeprobe.View{Draining: true, Cables: []nodeprobe.Cable{
-		{Endpoint: "c2.a", ClusterID: "c2", Up: true}, {Endpoint: "c2.b", ClusterID: "c2"}, {Endpoint: "c3.x"},
+		{Endpoint: "c2.a", ClusterID: "c2", Up: true}, {Endpoint: "c2.b", ClusterID: "c2", Draining: true}, {Endpoint: "c3.x"},
 	}}
 	if diff := cmp.Diff(want, nodeView(p.health(), true)); diff != "" {
 		t.Errorf("nodes are told -want +got:\n%s", diff)
@@ -116,7 +116,7 @@ func TestNodesAreToldOfWhatRecovers(t *testing.T) {
 	want := nodeprobe.View{Cables: []nodeprobe.Cable{
 		{Endpoint: "c2.a", ClusterID: "c2", Up: true}, {Endpoint: "c2.b", ClusterID: "c2"},
 		{Endpoint: "c3.a", ClusterID: "c3"}, {Endpoint: "c3.b", ClusterID: "c3", Up: true},
-		{Endpoint: "c4.a", ClusterID: "c4", Up: true}, {Endpoint: "c4.b", ClusterID: "c4"},
+		{Endpoint: "c4.a", ClusterID: "c4", Up: true}, {Endpoint: "c4.b", ClusterID: "c4", Draining: true},
 	}}
 	if diff := cmp.Diff(want, nodeView(health, false)); diff != "" {
 		t.Errorf("nodes are told -want +got:\n%s", diff)

@@ -79,7 +79,7 @@ func nodeView(health map[string]Health, draining bool) nodeprobe.View {
 	for _, endpoint := range slices.Sorted(maps.Keys(health)) {
 		h := health[endpoint]
 		carries := h.State == v1alpha1.CableUp && !h.Inherited || h.Recovering && !up[h.ClusterID]
-		view.Cables = append(view.Cables, nodeprobe.Cable{Endpoint: endpoint, ClusterID: h.ClusterID, Up: carries && !h.Draining})
+		view.Cables = append(view.Cables, nodeprobe.Cable{Endpoint: endpoint, ClusterID: h.ClusterID, Up: carries && !h.Draining, Draining: carries && h.Draining})
 	}
 	return view
 }

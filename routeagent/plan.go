@@ -82,6 +82,10 @@ const (
 	// the gateway's MAC address, and a second is what liveness takes to call a path up again.
 	proofTime = 1500 * time.Millisecond
 
+	// hold is how long a gateway's node stays with cables of its own that are to go, when others would do: they carry packets still, and what
+	// is known of the other gateway may be from before it heard the same. Two gateways that send packets to each other lose them.
+	hold = 200 * time.Millisecond
+
 	// What VXLAN adds: outer IP 20 or 40, UDP 8, VXLAN 8, inner Ethernet 14.
 	vxlanOverhead4 = 50
 	vxlanOverhead6 = 70
@@ -275,6 +279,7 @@ func (p *planner) ways(v6 bool) (ways []way) {
 func (p *planner) probe(target nodeprobe.Target, hop netstate.Nexthop) nodeprobe.Health {
 	if target.Addr.IsValid() {
 		ask := p.targets[target]
+		ask.Own = hop.Dev == ""
 		ask.InUse = ask.InUse || p.uses(hop, false) || p.uses(hop, true)
 		p.targets[target] = ask
 	}
@@ -359,9 +364,7 @@ func (p *planner) prove(direct way, target nodeprobe.Target, node Node, v6 bool)
 	case plain.State != liveness.Up:
 		return direct, best // neither: that is not the segment's fault
 	case p.Now.Before(due):
-		if p.again.IsZero() || due.Before(p.again) {
-			p.again = due
-		}
+		p.wait(due)
 		return direct, best
 	}
 	if p.tunnelTo(node) && (p.probe(through, tunnel.hop).State == liveness.Up || p.uses(tunnel.hop, v6)) {
@@ -369,6 +372,13 @@ func (p *planner) prove(direct way, target nodeprobe.Target, node Node, v6 bool)
 		return tunnel, through
 	}
 	return direct, best
+}
+
+// wait has the plan made again at that time, if nothing else has it made before.
+func (p *planner) wait(due time.Time) {
+	if p.again.IsZero() || due.Before(p.again) {
+		p.again = due
+	}
 }
 
 // foreign is an address among the first other cluster's of a family.
@@ -387,7 +397,7 @@ type candidate struct {
 	// own: a cable of this very node's.
 	own bool
 	// live: the path to the gateway is up, and so is a cable of it to the cluster. back: it would be, but has gone too often to be taken
-	// for up so soon. draining: live, but use another one.
+	// for up so soon. draining: live, but use another one: the gateway goes, or who is at the other end of its cables.
 	live, back, draining bool
 	// gateway's node, and the other end of the cable where it begins here; what probes say of the path.
 	gateway, endpoint string
@@ -419,18 +429,8 @@ func (p *planner) show(cluster cables.Cluster, v6 bool, all []candidate, members
 
 func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse []netstate.Nexthop) (all []candidate) {
 	for _, w := range ways {
-		seen := w.health.Seen
-		live := func(state liveness.State, hop netstate.Nexthop, through ...cables.Remote) bool {
-			if w.health.State != state {
-				return false
-			}
-			// A path that was in use before this process counts as up before its gateway has told us anything.
-			return seen == nil && slices.Contains(inUse, hop) ||
-				seen != nil && slices.ContainsFunc(through, func(c cables.Remote) bool { return seen.Up(c.Name) })
-		}
-		draining := seen != nil && seen.Draining
 		if w.gateway.Node != p.Node {
-			all = append(all, candidate{hop: w.hop, live: live(liveness.Up, w.hop, cluster.Gateways...), back: live(liveness.Recovering, w.hop, cluster.Gateways...), draining: draining, gateway: w.gateway.Node, health: w.health})
+			all = append(all, judge(w, w.hop, inUse, cluster.Gateways...))
 			continue
 		}
 		for _, remote := range cluster.Gateways {
@@ -442,22 +442,43 @@ func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse 
 				p.problem("the device of the cable to %s is not there or has no carrier: is the gateway running on this node?", remote.Name)
 				continue
 			}
-			hop := netstate.Nexthop{IPv6: v6 || remote.Via.IsValid(), Via: remote.Via, Dev: remote.Link}
-			all = append(all, candidate{hop: hop, own: true, live: live(liveness.Up, hop, remote), back: live(liveness.Recovering, hop, remote), draining: draining, gateway: w.gateway.Node, endpoint: remote.Name, health: w.health})
+			c := judge(w, netstate.Nexthop{IPv6: v6 || remote.Via.IsValid(), Via: remote.Via, Dev: remote.Link}, inUse, remote)
+			c.own, c.endpoint = true, remote.Name
+			if due := w.health.SeenAt.Add(hold); c.live && c.draining && p.Now.Before(due) {
+				c.draining = false
+				p.wait(due)
+			}
+			all = append(all, c)
 		}
 	}
 	return all
 }
 
+// judge a next hop that leads to a gateway, and through its cables, or the one of them that it is.
+func judge(w way, hop netstate.Nexthop, inUse []netstate.Nexthop, through ...cables.Remote) candidate {
+	seen := w.health.Seen
+	c := candidate{hop: hop, gateway: w.gateway.Node, health: w.health}
+	// A path that was in use before this process counts as up before its gateway has told us anything.
+	up, draining := seen == nil && slices.Contains(inUse, hop), false
+	if seen != nil {
+		up = slices.ContainsFunc(through, func(r cables.Remote) bool { return seen.Up(r.Name) })
+		draining = slices.ContainsFunc(through, func(r cables.Remote) bool { return seen.CableDraining(r.Name) })
+		c.draining = seen.Draining || draining && !up
+	}
+	c.live = w.health.State == liveness.Up && (up || draining)
+	c.back = w.health.State == liveness.Recovering && (up || draining)
+	return c
+}
+
 // members of a group are the best of the candidates, all of one kind:
 //  1. a gateway's own cables that live,
 //  2. other gateways that live and have a cable that does,
-//  3. and 4. the same, of gateways that want to go,
+//  3. and 4. the same, of gateways that want to go, or whose cables lead to such,
 //  5. and 6. the same, of gateways that have just come back, and have gone too often to be trusted before anything else. A gateway's own
 //     cables first here too, or two gateways could send packets to each other;
-//  7. what is in use: where nothing is known to live, whether because we have just begun or because all is lost, nothing
-//     gets better by a change;
-//  8. all there are, a gateway's own cables before other gateways.
+//  7. where nothing is known to live, on a gateway its own cables, those in use first: the other gateway may lead its packets here;
+//  8. what is in use: whether we have just begun or all is lost, nothing gets better by a change;
+//  9. all there are.
 func (p *planner) members(cluster cables.Cluster, all []candidate, inUse []netstate.Nexthop) (members []netstate.Nexthop) {
 	kinds := []func(candidate) bool{
 		func(c candidate) bool { return c.live && !c.draining && c.own },
@@ -466,8 +487,9 @@ func (p *planner) members(cluster cables.Cluster, all []candidate, inUse []netst
 		func(c candidate) bool { return c.live },
 		func(c candidate) bool { return c.back && c.own },
 		func(c candidate) bool { return c.back },
-		func(c candidate) bool { return slices.Contains(inUse, c.hop) },
+		func(c candidate) bool { return slices.Contains(inUse, c.hop) && c.own },
 		func(c candidate) bool { return c.own },
+		func(c candidate) bool { return slices.Contains(inUse, c.hop) },
 		func(candidate) bool { return true },
 	}
 	for i, kind := range kinds {

@@ -103,7 +103,7 @@ func probed(gateway string, state liveness.State, view *nodeprobe.View) func(*Sn
 		if s.Paths == nil {
 			s.Paths = map[nodeprobe.Target]nodeprobe.Health{}
 		}
-		health := nodeprobe.Health{State: state}
+		health := nodeprobe.Health{State: state, SeenAt: s.Now.Add(-time.Hour)}
 		if view != nil {
 			health.Seen = nodeprobe.SeenOf(*view)
 		}
@@ -147,6 +147,14 @@ func up(endpoints ...string) *nodeprobe.View {
 
 func draining(v *nodeprobe.View) *nodeprobe.View {
 	v.Draining = true
+	return v
+}
+
+// peersDrain: those of the cables that are up lead to gateways that want to go.
+func peersDrain(v *nodeprobe.View) *nodeprobe.View {
+	for i := range v.Cables {
+		v.Cables[i].Up, v.Cables[i].Draining = false, v.Cables[i].Up
+	}
 	return v
 }
 
@@ -205,6 +213,21 @@ func cases() map[string]Snapshot {
 	add("among-gateways-strict-filter", amongGateways, func(s *Snapshot) { s.RPFilterAll = 1 }, probed("c1.n1", liveness.Up, up("c2.gw2")), probed("c1.gw", liveness.Up, both))
 	add("among-gateways-own-cables-down", amongGateways, probed("c1.n1", liveness.Up, up()), probed("c1.gw", liveness.Up, both))
 	add("among-gateways-own-draining", amongGateways, probed("c1.n1", liveness.Up, draining(up("c2.gw"))), probed("c1.gw", liveness.Up, both))
+	add("among-gateways-own-draining-since-a-moment", amongGateways, probed("c1.n1", liveness.Up, draining(up("c2.gw"))), probed("c1.gw", liveness.Up, both), func(s *Snapshot) {
+		for target, health := range s.Paths {
+			health.SeenAt = s.Now.Add(1 - hold)
+			s.Paths[target] = health
+		}
+	})
+	add("among-gateways-peers-drain", amongGateways, probed("c1.n1", liveness.Up, peersDrain(up("c2.gw"))), probed("c1.gw", liveness.Up, peersDrain(up("c2.gw"))))
+	add("among-gateways-peer-drains-and-other-reaches-another", amongGateways, probed("c1.n1", liveness.Up, peersDrain(up("c2.gw"))), probed("c1.gw", liveness.Up, both))
+	add("two-gateways-peers-drain", twoGateways, probed("c1.gw", liveness.Up, peersDrain(up("c2.gw"))), probed("c1.gw2", liveness.Up, up()))
+	add("among-gateways-all-down-and-the-other-in-use", amongGateways, probed("c1.n1", liveness.Up, up()), probed("c1.gw", liveness.Up, up()), func(s *Snapshot) {
+		s.InUse = map[netip.Prefix][]netstate.Nexthop{
+			prefixes("10.9.0.0/16")[0]: {{Via: addrs("172.18.0.3")[0], Dev: "eth0"}},
+			prefixes("fd00:9::/32")[0]: {{IPv6: true, Via: addrs("fd18::3")[0], Dev: "eth0"}},
+		}
+	})
 	add("among-gateways-all-just-back", amongGateways, probed("c1.n1", liveness.Recovering, both), probed("c1.gw", liveness.Recovering, both))
 	add("among-gateways-all-down", amongGateways, probed("c1.n1", liveness.Down, nil), probed("c1.gw", liveness.Down, nil))
 	add("segment-proven", proven(liveness.Up, liveness.Up, liveness.Up))
@@ -255,6 +278,9 @@ func probes(targets map[nodeprobe.Target]nodeprobe.Ask) string {
 	var lines []string
 	for target, ask := range targets {
 		line := fmt.Sprintf("probe %s at %s", target.Gateway, at(target))
+		if ask.Own {
+			line += ", on this node"
+		}
 		if ask.Seldom {
 			line += ", seldom"
 		}

@@ -132,16 +132,24 @@ func (s Snapshot) says(seen *nodeprobe.Seen) string {
 	if seen == nil {
 		return "no view yet"
 	}
-	var up []string
+	var up, draining []string
 	for _, endpoint := range s.Endpoints {
-		if endpoint.Spec.ClusterID != s.ClusterID && seen.Up(endpoint.Name) {
+		switch {
+		case endpoint.Spec.ClusterID == s.ClusterID:
+		case seen.Up(endpoint.Name):
 			up = append(up, endpoint.Name)
+		case seen.CableDraining(endpoint.Name):
+			draining = append(draining, endpoint.Name)
 		}
 	}
-	if seen.Draining {
-		return fmt.Sprintf("draining, cables up to %v", up)
+	text := fmt.Sprintf("cables up to %v", up)
+	if len(draining) > 0 {
+		text += fmt.Sprintf(", to %v that drain", draining)
 	}
-	return fmt.Sprintf("cables up to %v", up)
+	if seen.Draining {
+		return "draining, " + text
+	}
+	return text
 }
 
 // kernel fills in what the kernel knows. Links without an address matter only where they are ours, so the pods' ends,

@@ -103,6 +103,7 @@ type Path struct {
 	seldom bool
 	// leaving: the other end has said that it goes.
 	leaving bool
+	near    bool
 	// inherited: that it is up is the word of an earlier process alone.
 	inherited bool
 }
@@ -225,7 +226,7 @@ func (p *Path) Answer(sequence uint64, now time.Time) (changed bool) {
 	}
 	state := p.state
 	switch {
-	case p.state == Unknown || p.state != Up && p.stays(sequence, now):
+	case p.state == Unknown || p.state != Up && (p.near || p.stays(sequence, now)):
 		p.set(Up, now)
 	case p.state == Down && !p.steady.IsZero():
 		p.state = Recovering // still since it went down, which is what its way up is counted from
@@ -246,6 +247,9 @@ func (p *Path) Seldom(yes bool, now time.Time) {
 	}
 	p.seldom = yes
 }
+
+// Near has the path be up again with the first answer: there is nothing between its ends that may flap.
+func (p *Path) Near(yes bool) { p.near = yes }
 
 // Leaving notes whether the other end says that it goes: when the path then goes down it has not failed.
 func (p *Path) Leaving(yes bool) { p.leaving = yes }

@@ -257,6 +257,21 @@ func TestWhoSaysFarewellDoesNotFlap(t *testing.T) {
 	}
 }
 
+// A gateway on this very node is up with its first answer, however often it was down.
+func TestNearIsUpWithTheFirstAnswer(t *testing.T) {
+	w := newWorld(1)
+	w.path.Near(true)
+	w.run(time.Second)
+	for n := range 5 {
+		w.dead = true
+		w.run(time.Second)
+		w.expect(t, Down, 2*n+2)
+		w.dead = false
+		w.run(2 * SlowPace)
+		w.expect(t, Up, 2*n+3)
+	}
+}
+
 // What recovers and goes again before it was up for good begins anew.
 func TestFlappingWhileAsked(t *testing.T) {
 	w := newWorld(1)

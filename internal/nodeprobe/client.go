@@ -68,9 +68,9 @@ func (c *conversation) hear(packet []byte) (sequence uint64, changed, ok bool) {
 		c.behind = a.version != c.version
 		return a.sequence, false, true
 	}
-	seen := &Seen{Draining: a.flags&flagDraining != 0, partial: a.flags&flagPartial != 0, up: map[tag]bool{}}
+	seen := &Seen{Draining: a.flags&flagDraining != 0, partial: a.flags&flagPartial != 0, tags: map[tag]bool{}}
 	for _, t := range a.up {
-		seen.up[t] = true
+		seen.tags[t] = true
 	}
 	changed = !seen.Equal(c.seen)
 	c.seen, c.version, c.behind = seen, a.version, false

@@ -79,6 +79,10 @@ func TestAnswersTellTheView(t *testing.T) {
 	if out := g.set(drain, start); len(out) != 0 {
 		t.Error("told of no change")
 	}
+	peer := View{Cables: []Cable{{Endpoint: "c2.a", ClusterID: "c2", Draining: true}}}
+	if _, changed, _ := c.hear(g.set(peer, start)[0].bytes); !changed || c.seen.Up("c2.a") || !c.seen.CableDraining("c2.a") || c.seen.CableDraining("c2.b") {
+		t.Errorf("changed %t, seen %+v", changed, c.seen)
+	}
 	// The word is lost: the next answer has no room for the list and says that there is one, the next but one tells it.
 	var long View
 	for n := range 10 {

@@ -32,6 +32,8 @@ type Target struct {
 type Ask struct {
 	// InUse: where the path is new, it was in use before this process began, and counts as up until its probes are missed.
 	InUse bool
+	// Own: the gateway is on this very node. That it answers once is enough to be up again: nothing lies in between that may flap.
+	Own bool
 	// Seldom: twice a second is enough while it is up, and while the path Beside answers, where there is one.
 	Seldom bool
 	Beside Target
@@ -44,8 +46,9 @@ type Health struct {
 	RTT   time.Duration
 	// Loss of the last probes, 0 to 1.
 	Loss float64
-	// Seen is the gateway's view, nil before it was told.
-	Seen *Seen
+	// Seen is the gateway's view, nil before it was told, and SeenAt is when it last changed.
+	Seen   *Seen
+	SeenAt time.Time
 }
 
 // Prober is the nodes' side. Make it with NewProber.
@@ -68,8 +71,9 @@ type talk struct {
 	ask    Ask
 	path   *liveness.Path
 	*conversation
-	mac   net.HardwareAddr // of the gateway, for foreign questions
-	macAt time.Time
+	seenAt time.Time
+	mac    net.HardwareAddr // of the gateway, for foreign questions
+	macAt  time.Time
 }
 
 // NewProber asks at a port, and calls changed, which must not block, when the state of a path or a gateway's view
@@ -111,6 +115,7 @@ func (p *Prober) Set(targets map[Target]Ask) error {
 			p.talks[target] = &talk{target: target, path: path, conversation: c}
 		}
 		p.talks[target].ask = ask
+		p.talks[target].path.Near(ask.Own)
 		if target.Source.IsValid() {
 			p.foreign = append(p.foreign, p.talks[target])
 		} else {
@@ -132,7 +137,7 @@ func (p *Prober) Health() map[Target]Health {
 	now := time.Now()
 	all := map[Target]Health{}
 	for target, t := range p.talks {
-		all[target] = Health{State: t.path.State(), Since: t.path.Since(), RTT: t.path.RTT(), Loss: t.path.Loss(now), Seen: t.seen}
+		all[target] = Health{State: t.path.State(), Since: t.path.Since(), RTT: t.path.RTT(), Loss: t.path.Loss(now), Seen: t.seen, SeenAt: t.seenAt}
 	}
 	return all
 }
@@ -271,6 +276,9 @@ func (p *Prober) hear(packet []byte, from netip.Addr) {
 		sequence, changed, ok := t.conversation.hear(packet)
 		if !ok {
 			continue
+		}
+		if changed {
+			t.seenAt = time.Now()
 		}
 		t.path.Leaving(t.conversation.seen != nil && t.conversation.seen.Draining)
 		if sequence != 0 && t.path.Answer(sequence, time.Now()) {

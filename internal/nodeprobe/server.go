@@ -282,7 +282,7 @@ func (a *answers) set(v View, now time.Time) (out []packet) {
 	a.view = View{Draining: v.Draining, Cables: slices.Clone(v.Cables)}
 	a.version.count++
 	var partial bool
-	a.tags, partial = upTags(v)
+	a.tags, partial = v.tags()
 	a.flags = 0
 	if v.Draining {
 		a.flags |= flagDraining

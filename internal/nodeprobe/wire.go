@@ -47,30 +47,34 @@ type View struct {
 // Cable from the gateway to an Endpoint of another cluster.
 type Cable struct {
 	Endpoint, ClusterID string
-	Up                  bool
+	// Up: it carries packets, and should. Draining: it carries packets, and its other end wants no more.
+	Up, Draining bool
 }
 
 // Seen is a gateway's view as an asker has it.
 type Seen struct {
 	Draining bool
-	// partial: there were more cables up than an answer can hold.
+	// partial: more cables carry packets than an answer can hold.
 	partial bool
-	up      map[tag]bool
+	tags    map[tag]bool
 }
 
 // Up says whether the gateway's cable to an Endpoint is up.
-func (s *Seen) Up(endpoint string) bool { return s.partial || s.up[tagOf(endpoint)] }
+func (s *Seen) Up(endpoint string) bool { return s.partial || s.tags[tagOf(endpoint)] }
+
+// CableDraining says whether the gateway's cable to an Endpoint carries packets, and its other end wants no more.
+func (s *Seen) CableDraining(endpoint string) bool { return s.tags[drainingTag(endpoint)] }
 
 // Equal: they say the same.
 func (s *Seen) Equal(other *Seen) bool {
 	if s == nil || other == nil {
 		return s == other
 	}
-	if s.Draining != other.Draining || s.partial != other.partial || len(s.up) != len(other.up) {
+	if s.Draining != other.Draining || s.partial != other.partial || len(s.tags) != len(other.tags) {
 		return false
 	}
-	for t := range s.up {
-		if !other.up[t] {
+	for t := range s.tags {
+		if !other.tags[t] {
 			return false
 		}
 	}
@@ -79,10 +83,10 @@ func (s *Seen) Equal(other *Seen) bool {
 
 // SeenOf is a view as every asker has it, sooner or later.
 func SeenOf(v View) *Seen {
-	tags, partial := upTags(v)
-	s := &Seen{Draining: v.Draining, partial: partial, up: map[tag]bool{}}
+	tags, partial := v.tags()
+	s := &Seen{Draining: v.Draining, partial: partial, tags: map[tag]bool{}}
 	for _, t := range tags {
-		s.up[t] = true
+		s.tags[t] = true
 	}
 	return s
 }
@@ -99,7 +103,7 @@ const (
 	answerHead    = len(magicAnswer) + chacha20poly1305.NonceSizeX
 	answerFixed   = 8 + versionSize + 1
 	minAnswer     = answerHead + answerFixed + chacha20poly1305.Overhead
-	// maxTags up cables fit into the longest answer. Where more are up the answer says so, and they count as up as long as
+	// maxTags cables fit into the longest answer. Where more carry packets the answer says so, and all count as up as long as
 	// the gateway answers at all.
 	maxTags = (maxPacket - minAnswer) / tagSize
 )
@@ -121,10 +125,16 @@ func tagOf(endpoint string) tag {
 	return tag(sum[:tagSize])
 }
 
-func upTags(v View) (tags []tag, partial bool) {
+// drainingTag stands for an Endpoint whose cable is draining: no name has a space.
+func drainingTag(endpoint string) tag { return tagOf("draining " + endpoint) }
+
+func (v View) tags() (tags []tag, partial bool) {
 	for _, c := range v.Cables {
-		if c.Up {
+		switch {
+		case c.Up:
 			tags = append(tags, tagOf(c.Endpoint))
+		case c.Draining:
+			tags = append(tags, drainingTag(c.Endpoint))
 		}
 	}
 	if len(tags) > maxTags {
