@@ -70,6 +70,8 @@ type trial struct {
 	quiet, gap, back, tcp time.Duration
 	// lost packets of all UDP flows; of the others, and how many of theirs were received.
 	lost, othersLost, othersReceived uint64
+	// losers are the others that lost something.
+	losers []string
 	// broken TCP connections.
 	broken int
 	// endless says that streams did not get whole before the fault ended.
@@ -79,6 +81,9 @@ type trial struct {
 func (t trial) String() string {
 	text := fmt.Sprintf("%-10s %2d flows over it, %2d not; gap %s, tcp %s, at its return %s, before %s; lost %d, others lost %d", t.gateway, t.hit, t.others,
 		rounded(t.gap), rounded(t.tcp), rounded(t.back), rounded(t.quiet), t.lost, t.othersLost)
+	if len(t.losers) > 0 {
+		text += " (" + strings.Join(t.losers, ", ") + ")"
+	}
 	if t.broken > 0 {
 		text += fmt.Sprintf("; %d connections broke", t.broken)
 	}
@@ -158,7 +163,7 @@ func (w *world) try(f fault, gateway *lab.Node, patience time.Duration, noAPI bo
 		return t, err
 	}
 	t.back = longest(back, false)
-	for _, accounts := range []map[traffic.Flow]traffic.Account{after, back} {
+	for n, accounts := range []map[traffic.Flow]traffic.Account{after, back} {
 		for flow, account := range accounts {
 			if flow.TCP {
 				continue
@@ -167,6 +172,9 @@ func (w *world) try(f fault, gateway *lab.Node, patience time.Duration, noAPI bo
 			if !slices.Contains(paths[flow.Port], gateway) {
 				t.othersLost += account.Lost
 				t.othersReceived += account.Received
+				if account.Lost > 0 {
+					t.losers = append(t.losers, fmt.Sprintf("%d to %s %s", account.Lost, flow.To, []string{"at the fault", "at the return"}[n]))
+				}
 			}
 		}
 	}
