@@ -505,13 +505,14 @@ func (g *gateway) snapshot(endpoints []v1alpha1.Endpoint, now time.Time) (Snapsh
 	s := Snapshot{
 		ClusterID: g.config.ClusterID, ClusterUID: g.node.clusterUID, Node: g.config.Node, Prefixes: g.prefixes,
 		Addresses: g.addresses, Ports: g.ports, BasePort: g.config.Port, Now: now, Drivers: specs,
-		ProbeKey: base64.StdEncoding.EncodeToString(probeKey.PublicKey().Bytes()), Endpoints: endpoints, UnderlayMTU: map[string]int{}, NoRoute: map[netip.Addr]bool{}, Attempts: map[string]int{},
+		ProbeKey: base64.StdEncoding.EncodeToString(probeKey.PublicKey().Bytes()), Endpoints: endpoints, UnderlayMTU: map[string]int{}, NoRoute: map[netip.Addr]bool{},
+		Attempts: map[string]int{}, Leaving: map[string]bool{},
 	}
 	if len(s.Addresses) == 0 {
 		s.Addresses = g.node.addresses
 	}
 	for endpoint, health := range g.prober.health() {
-		s.Attempts[endpoint] = health.Attempts
+		s.Attempts[endpoint], s.Leaving[endpoint] = health.Attempts, health.Draining
 	}
 	for _, endpoint := range endpoints {
 		var peer []netip.Addr

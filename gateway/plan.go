@@ -35,6 +35,8 @@ type Snapshot struct {
 	NoRoute map[netip.Addr]bool
 	// Attempts is, by Endpoint, how many times in a row an address of it was tried without an answer.
 	Attempts map[string]int
+	// Leaving are Endpoints whose gateways have said that they go.
+	Leaving map[string]bool
 }
 
 // Name of this gateway's Endpoint.
@@ -85,7 +87,7 @@ func Plan(s Snapshot) Desired {
 			}
 			peer := cable.Peer{
 				Driver: remote.Driver, Endpoint: remote.Name, ClusterID: remote.ClusterID, Link: remote.Link,
-				PublicKey: remote.PublicKey, DriverPort: remote.DriverPort, Prefixes: cluster.Prefixes,
+				PublicKey: remote.PublicKey, DriverPort: remote.DriverPort, Prefixes: cluster.Prefixes, Leaving: s.Leaving[remote.Name],
 			}
 			// Who has not told yet at which port we are awaited may come to us.
 			addresses := slices.DeleteFunc(slices.Clone(remote.Addresses), func(a netip.Addr) bool { return s.NoRoute[a] })

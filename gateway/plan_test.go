@@ -67,6 +67,7 @@ func TestPlan(t *testing.T) {
 		"own-endpoint-is-old": func(s *Snapshot) {
 			s.Endpoints = append(s.Endpoints, endpoint("c1", "gw", []string{"172.18.9.9"}, "10.66.0.0/16"))
 		},
+		"one-leaves":    func(s *Snapshot) { s.Leaving = map[string]bool{"c2.a": true} },
 		"third-attempt": func(s *Snapshot) { s.Attempts["c2.a"], s.Attempts["c2.b"] = 3, 3 },
 		"no-route": func(s *Snapshot) { // to one address of a peer, and to all of another
 			s.NoRoute = map[netip.Addr]bool{netip.MustParseAddr("192.0.2.9"): true, netip.MustParseAddr("192.0.2.10"): true}

@@ -444,14 +444,24 @@ func (p *planner) candidates(cluster cables.Cluster, ways []way, v6 bool, inUse 
 			}
 			c := judge(w, netstate.Nexthop{IPv6: v6 || remote.Via.IsValid(), Via: remote.Via, Dev: remote.Link}, inUse, remote)
 			c.own, c.endpoint = true, remote.Name
-			if due := w.health.SeenAt.Add(hold); c.live && c.draining && p.Now.Before(due) {
-				c.draining = false
-				p.wait(due)
-			}
 			all = append(all, c)
 		}
 	}
+	p.hold(all)
 	return all
+}
+
+// hold on to cables of this node's that are to go, for a moment, where none is to stay.
+func (p *planner) hold(all []candidate) {
+	if slices.ContainsFunc(all, func(c candidate) bool { return c.own && c.live && !c.draining }) {
+		return
+	}
+	for i, c := range all {
+		if due := c.health.SeenAt.Add(hold); c.own && c.live && p.Now.Before(due) {
+			all[i].draining = false
+			p.wait(due)
+		}
+	}
 }
 
 // judge a next hop that leads to a gateway, and through its cables, or the one of them that it is.

@@ -219,6 +219,13 @@ func cases() map[string]Snapshot {
 			s.Paths[target] = health
 		}
 	})
+	add("among-gateways-one-peer-drains-since-a-moment", amongGateways, probed("c1.n1", liveness.Up, &nodeprobe.View{Cables: append(peersDrain(up("c2.gw")).Cables, up("c2.gw2").Cables...)}),
+		probed("c1.gw", liveness.Up, both), func(s *Snapshot) {
+			for target, health := range s.Paths {
+				health.SeenAt = s.Now
+				s.Paths[target] = health
+			}
+		})
 	add("among-gateways-peers-drain", amongGateways, probed("c1.n1", liveness.Up, peersDrain(up("c2.gw"))), probed("c1.gw", liveness.Up, peersDrain(up("c2.gw"))))
 	add("among-gateways-peer-drains-and-other-reaches-another", amongGateways, probed("c1.n1", liveness.Up, peersDrain(up("c2.gw"))), probed("c1.gw", liveness.Up, both))
 	add("two-gateways-peers-drain", twoGateways, probed("c1.gw", liveness.Up, peersDrain(up("c2.gw"))), probed("c1.gw2", liveness.Up, up()))

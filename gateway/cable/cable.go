@@ -38,6 +38,8 @@ type Peer struct {
 	Address netip.AddrPort
 	// DriverPort is the driver's own port at the peer, 0 where it has none.
 	DriverPort uint16
+	// Leaving: it has said that it goes. When it is back it begins.
+	Leaving bool
 	// Prefixes that lie behind the peer. Those of two peers are the same where both are gateways of one cluster. What comes
 	// from the peer with another source is dropped.
 	Prefixes []netip.Prefix
@@ -97,6 +99,9 @@ func (c Config) String() string {
 		}
 		if peer.DriverPort != 0 {
 			key += fmt.Sprintf(" driver's port %d,", peer.DriverPort)
+		}
+		if peer.Leaving {
+			address += " (leaving)"
 		}
 		fmt.Fprintf(&b, "peer %s (cluster %s): %s, link %s, listen port %d, mtu %d,%s address %s, allowed %v\n",
 			peer.Endpoint, peer.ClusterID, peer.Driver, peer.Link, peer.Port, peer.MTU, key, address, peer.Prefixes)

@@ -32,6 +32,9 @@ const (
 	// standIn is how long who is not the initiator waits for who is. That one may be unable to reach us, with a translator of
 	// addresses before us; or not know that we have begun anew.
 	standIn = time.Second
+	// comeBack is how long a peer that has said that it goes is left to begin when it is back: what we sent meanwhile would make a second tunnel
+	// beside its own, and the change to that loses what comes before charon is ready for it.
+	comeBack = 10 * time.Second
 	// initiateFor is how long one attempt may take.
 	initiateFor = 8 * time.Second
 	// asking is how long swanctl may take for anything else.
@@ -186,12 +189,18 @@ func (t *tender) tend(ctx context.Context) error {
 	for _, p := range peers {
 		if slices.ContainsFunc(sas, func(s sa) bool { return s.name == p.Link && s.up && s.leads(t.own, p.inner) }) {
 			delete(t.missing, p.Link)
+			for _, s := range sas { // the peer was first; it need not hear of this one any more
+				if s.name == p.Link && s.unheard {
+					_, err := t.swanctl(ctx, asking, "--terminate", "--ike-id", s.id, "--force")
+					problems = append(problems, err)
+				}
+			}
 			continue
 		}
 		if t.missing[p.Link].IsZero() {
 			t.missing[p.Link] = time.Now()
 		}
-		if p.Address.IsValid() && (initiator(self, p.Endpoint) || time.Since(t.missing[p.Link]) > standIn) {
+		if p.Address.IsValid() && time.Since(t.missing[p.Link]) >= patience(self, p) {
 			t.try(ctx, p)
 		}
 	}
@@ -201,6 +210,18 @@ func (t *tender) tend(ctx context.Context) error {
 		}
 	}
 	return errors.Join(problems...)
+}
+
+// patience is how long a tunnel must be missing before we initiate it.
+func patience(self string, p peer) time.Duration {
+	switch {
+	case p.Leaving:
+		return comeBack
+	case initiator(self, p.Endpoint):
+		return 0
+	default:
+		return standIn
+	}
 }
 
 func (t *tender) setSAs(sas []sa) {

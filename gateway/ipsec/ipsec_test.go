@@ -115,6 +115,22 @@ func TestKeysOfPeers(t *testing.T) {
 	}
 }
 
+func TestWhoBegins(t *testing.T) {
+	for name, c := range map[string]struct {
+		self, other string
+		leaving     bool
+		want        time.Duration
+	}{
+		"the first by name": {"c1.gw", "c2.gw", false, 0},
+		"the second":        {"c2.gw", "c1.gw", false, standIn},
+		"a peer that goes":  {"c1.gw", "c2.gw", true, comeBack},
+	} {
+		if got := patience(c.self, peer{Peer: cable.Peer{Endpoint: c.other, Leaving: c.leaving}}); got != c.want {
+			t.Errorf("%s waits %s, want %s", name, got, c.want)
+		}
+	}
+}
+
 func TestKeyIsKeptAndNeverReplaced(t *testing.T) {
 	c := testConfig()
 	c.KeyFile = filepath.Join(t.TempDir(), "state", "ipsec.key")
@@ -145,6 +161,8 @@ func TestParseSAs(t *testing.T) {
 	got, err := parseSAs(`list-sa event {fastnet-ia {uniqueid=7 version=2 state=ESTABLISHED local-host=192.0.2.1 local-port=4500 local-id=c1.gw remote-host=2001:db8::9 remote-port=4510 nat-remote=yes established=12 rekey-time=9 child-sas {fastnet-ia-3 {name=fastnet-ia uniqueid=3 state=INSTALLED mode=TUNNEL`+ends+`}}
 list-sa event {fastnet-ib {uniqueid=8 version=2 state=ESTABLISHED remote-host=192.0.2.9 remote-port=4500 tasks-active=[IKE_AUTH CHILD_CREATE] established=1 child-sas {fastnet-ib-4 {name=fastnet-ib state=INSTALLING`+ends+`}}
 list-sa event {(unnamed) {uniqueid=9 version=2 state=CONNECTING local-host=192.0.2.1 remote-host=192.0.2.7 remote-port=4500 child-sas {}}}
+list-sa event {fastnet-ic {uniqueid=10 version=2 state=CONNECTING remote-host=192.0.2.9 remote-port=4500 initiator=yes initiator-spi=6fcf1b6b6a5c1f11 responder-spi=0000000000000000 tasks-active=[IKE_INIT] child-sas {}}}
+list-sa event {fastnet-ic {uniqueid=11 version=2 state=CONNECTING remote-host=192.0.2.9 remote-port=4500 initiator=yes initiator-spi=6fcf1b6b6a5c1f12 responder-spi=60a1b2c3d4e5f600 tasks-active=[IKE_AUTH] child-sas {}}}
 list-sas reply {}
 `, now)
 	if err != nil {
@@ -155,6 +173,8 @@ list-sas reply {}
 			ends: []string{"fd46:4153:544e::1/128 fd46:4153:544e::2/128"}},
 		{name: "fastnet-ib", id: "8", known: true, remote: netip.MustParseAddrPort("192.0.2.9:4500"), since: now.Add(-time.Second)},
 		{name: "(unnamed)", id: "9", remote: netip.MustParseAddrPort("192.0.2.7:4500")},
+		{name: "fastnet-ic", id: "10", unheard: true, remote: netip.MustParseAddrPort("192.0.2.9:4500")},
+		{name: "fastnet-ic", id: "11", remote: netip.MustParseAddrPort("192.0.2.9:4500")},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(sa{}), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

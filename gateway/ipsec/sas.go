@@ -14,8 +14,10 @@ type sa struct {
 	name, id string
 	// known: it is established. What is under way has no name yet. up: a child of it is installed, too.
 	known, up bool
-	remote    netip.AddrPort
-	since     time.Time
+	// unheard: we initiate it, and the peer has not answered yet.
+	unheard bool
+	remote  netip.AddrPort
+	since   time.Time
 	// ends of its installed children, "local remote".
 	ends []string
 }
@@ -51,6 +53,8 @@ func parseSAs(text string, now time.Time) (sas []sa, err error) {
 				}
 			}
 			s.known = ike.values["state"] == "ESTABLISHED"
+			spi, ok := ike.values["responder-spi"]
+			s.unheard = ok && strings.Trim(spi, "0") == "" && ike.values["state"] == "CONNECTING"
 			s.up = s.known && len(s.ends) > 0
 			sas = append(sas, s)
 		}
