@@ -82,9 +82,10 @@ const (
 	// the gateway's MAC address, and a second is what liveness takes to call a path up again.
 	proofTime = 1500 * time.Millisecond
 
-	// hold is how long a gateway's node stays with cables of its own that are to go, when others would do: they carry packets still, and what
-	// is known of the other gateway may be from before it heard the same. Two gateways that send packets to each other lose them.
-	hold = 200 * time.Millisecond
+	// hold is how long a gateway's node stays with cables of its own that are to go, from the latest news on: they carry packets still, and what
+	// is known of the other gateway may be from before it heard the same, or known here before it is there. Two gateways that send packets to
+	// each other lose them.
+	hold = 300 * time.Millisecond
 
 	// What VXLAN adds: outer IP 20 or 40, UDP 8, VXLAN 8, inner Ethernet 14.
 	vxlanOverhead4 = 50
@@ -456,8 +457,14 @@ func (p *planner) hold(all []candidate) {
 	if slices.ContainsFunc(all, func(c candidate) bool { return c.own && c.live && !c.draining }) {
 		return
 	}
+	var news time.Time
+	for _, c := range all {
+		if c.health.SeenAt.After(news) {
+			news = c.health.SeenAt
+		}
+	}
 	for i, c := range all {
-		if due := c.health.SeenAt.Add(hold); c.own && c.live && p.Now.Before(due) {
+		if due := news.Add(hold); c.own && c.live && p.Now.Before(due) {
 			all[i].draining = false
 			p.wait(due)
 		}

@@ -213,12 +213,16 @@ func cases() map[string]Snapshot {
 	add("among-gateways-strict-filter", amongGateways, func(s *Snapshot) { s.RPFilterAll = 1 }, probed("c1.n1", liveness.Up, up("c2.gw2")), probed("c1.gw", liveness.Up, both))
 	add("among-gateways-own-cables-down", amongGateways, probed("c1.n1", liveness.Up, up()), probed("c1.gw", liveness.Up, both))
 	add("among-gateways-own-draining", amongGateways, probed("c1.n1", liveness.Up, draining(up("c2.gw"))), probed("c1.gw", liveness.Up, both))
-	add("among-gateways-own-draining-since-a-moment", amongGateways, probed("c1.n1", liveness.Up, draining(up("c2.gw"))), probed("c1.gw", liveness.Up, both), func(s *Snapshot) {
-		for target, health := range s.Paths {
-			health.SeenAt = s.Now.Add(1 - hold)
-			s.Paths[target] = health
-		}
-	})
+	for name, gateway := range map[string]string{"among-gateways-own-draining-since-a-moment": "c1.n1", "among-gateways-own-draining-and-other-up-since-a-moment": "c1.gw"} {
+		add(name, amongGateways, probed("c1.n1", liveness.Up, draining(up("c2.gw"))), probed("c1.gw", liveness.Up, both), func(s *Snapshot) {
+			for target, health := range s.Paths {
+				if target.Gateway == gateway {
+					health.SeenAt = s.Now.Add(1 - hold)
+					s.Paths[target] = health
+				}
+			}
+		})
+	}
 	add("among-gateways-one-peer-drains-since-a-moment", amongGateways, probed("c1.n1", liveness.Up, &nodeprobe.View{Cables: append(peersDrain(up("c2.gw")).Cables, up("c2.gw2").Cables...)}),
 		probed("c1.gw", liveness.Up, both), func(s *Snapshot) {
 			for target, health := range s.Paths {
