@@ -457,14 +457,9 @@ func (p *planner) hold(all []candidate) {
 	if slices.ContainsFunc(all, func(c candidate) bool { return c.own && c.live && !c.draining }) {
 		return
 	}
-	var news time.Time
-	for _, c := range all {
-		if c.health.SeenAt.After(news) {
-			news = c.health.SeenAt
-		}
-	}
 	for i, c := range all {
-		if due := news.Add(hold); c.own && c.live && p.Now.Before(due) {
+		latest := slices.MaxFunc(all, func(a, b candidate) int { return a.health.SeenAt.Compare(b.health.SeenAt) })
+		if due := latest.health.SeenAt.Add(hold); c.own && c.live && p.Now.Before(due) {
 			all[i].draining = false
 			p.wait(due)
 		}
