@@ -56,7 +56,7 @@ func (b *bench) drain() error {
 	}
 	var lost, sent uint64
 	drains := 0
-	for n := 0; n < max(b.options.trials, len(ways)) || sent < drainPackets && !b.check; n++ {
+	for n := 0; n < b.options.trials || sent < drainPackets && !b.check; n++ {
 		gateway, way := b.turn(n), ways[(n+n/len(ways))%len(ways)] // each way meets each gateway
 		if hit, err := b.spread(gateway); err != nil {
 			return err
