@@ -184,7 +184,8 @@ func (p *Pair) populate(ctx context.Context, s *Side) error {
 		if len(pod.Addrs) != 2 {
 			return fmt.Errorf("a pod has the addresses %v, want one of each family", pod.Addrs)
 		}
-		find := fmt.Sprintf(`for f in /run/netns/*; do nsenter --net=$f ip -o addr | grep -qF ' %s/' && echo $f; done; true`, pod.Addrs[0])
+		// One that goes meanwhile is no pod's that stays.
+		find := fmt.Sprintf(`for f in /run/netns/*; do nsenter --net=$f ip -o addr 2>/dev/null | grep -qF ' %s/' && echo $f; done; true`, pod.Addrs[0])
 		space, err := s.Plain.Command(ctx, "sh", "-c", find).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("find the pod's network namespace: %w: %s", err, space)
