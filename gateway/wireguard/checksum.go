@@ -25,7 +25,7 @@ const (
 	ipv6Header = 40
 	udpHeader  = 8
 	udp        = 17
-	noSum      = 0xFFFF // how UDP writes a checksum that is 0
+	allOnes    = 0xFFFF // how UDP writes a checksum that is 0
 )
 
 // mangleZero gives a packet its checksum that was computed as 0. One that has none, as a tunnel's may (RFC 6935), stays without: its checksum
@@ -35,8 +35,8 @@ func mangleZero(packet []byte) {
 		return
 	}
 	segment := packet[ipv6Header:]
-	if field := segment[6:8]; field[0]|field[1] == 0 && sum(packet[8:ipv6Header], segment) == noSum {
-		binary.BigEndian.PutUint16(field, noSum)
+	if field := segment[6:8]; field[0]|field[1] == 0 && sum(packet[8:ipv6Header], segment) == allOnes {
+		binary.BigEndian.PutUint16(field, allOnes)
 	}
 }
 

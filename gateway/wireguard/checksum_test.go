@@ -26,7 +26,7 @@ func datagram(even, more string) (packet, payload []byte) {
 	packet = binary.BigEndian.AppendUint16(packet, sender.Port())
 	packet = binary.BigEndian.AppendUint16(packet, receiver.Port())
 	packet = append(packet, 0, length, 0, 0)
-	binary.BigEndian.PutUint16(payload[len(even):], noSum-sum(packet[8:ipv6Header], append(bytes.Clone(packet[ipv6Header:]), payload...)))
+	binary.BigEndian.PutUint16(payload[len(even):], allOnes-sum(packet[8:ipv6Header], append(bytes.Clone(packet[ipv6Header:]), payload...)))
 	return append(packet, payload...), payload
 }
 
@@ -97,8 +97,8 @@ func TestChecksumsOfPacketsThatTheKernelSends(t *testing.T) {
 		}
 	}
 	for _, more := range []string{"", "odd", "even"} {
-		if got := field(checksummed{plain}, more); got != noSum {
-			t.Errorf("%q: the checksum is %#04x, want %#04x", more, got, noSum)
+		if got := field(checksummed{plain}, more); got != allOnes {
+			t.Errorf("%q: the checksum is %#04x, want %#04x", more, got, allOnes)
 		}
 	}
 	if got := field(plain, "as wireguard-go has it"); got != 0 {

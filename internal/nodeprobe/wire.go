@@ -5,7 +5,7 @@
 //	question, 92 to 1200 bytes                           answer, never longer than its question
 //	+------+---------------+----------+----------+-----+ +------+-------+--------------------------------------+
 //	| FNq1 | public key of | sequence | sealed:  | MAC | | FNa1 | nonce | sealed: sequence, version, flags and |
-//	|  4   | the asker, 32 |    8     | version, | 16  | |  4   |  24   | up cables, 25 bytes + 6 each; tag 16 |
+//	|  4   | the asker, 32 |    8     | version, | 16  | |  4   |  24   | cables, 25 bytes + 6 each; tag 16    |
 //	|      |               |          | room; 16 |     | +------+-------+--------------------------------------+
 //	+------+---------------+----------+----------+-----+
 //
