@@ -103,7 +103,8 @@ type Path struct {
 	seldom bool
 	// leaving: the other end has said that it goes.
 	leaving bool
-	near    bool
+	// near: it is up again with the first answer.
+	near bool
 	// inherited: that it is up is the word of an earlier process alone.
 	inherited bool
 }

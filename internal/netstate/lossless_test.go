@@ -159,7 +159,7 @@ func TestDetourThatWasCutShort(t *testing.T) {
 			}
 			// Another group wants one as well, and before it is this one's turn.
 			more := fork(true, stay...)
-			more.Groups[0].Name = "a"
+			more.Groups[0].Name, more.Routes = "a", nil
 			more.Groups[0].Members = more.Groups[0].Candidates[:1]
 			if _, err := k.Regroup(t.Context(), more); err != nil {
 				t.Fatal(err)

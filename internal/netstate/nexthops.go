@@ -386,7 +386,8 @@ func (r *regrouping) endDetours() {
 	}
 	for _, route := range r.routes {
 		if route.Group != "" && route.Dst.Addr().Is6() {
-			_ = r.leadRoute(route, r.groups[route.Group]) // it or its group may not be there
+			// It or its group may not be there.
+			r.errs = append(r.errs, ignoring(noGroup, r.leadRoute(route, r.groups[route.Group]), "set route %s", route))
 		}
 	}
 }
