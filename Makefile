@@ -20,7 +20,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 # go build decides what is stale, make only what to ask for.
 .NOTPARALLEL:
-.PHONY: help build test test-kernel lint gen images lab demo demo-down e2e soak-dns bench bench-dns bench-propagation bench-scale bench-tunnel bench-failover prepare kubernetes
+.PHONY: help build test test-kernel lint gen images lab demo demo-down e2e soak soak-failover soak-kills soak-dns bench bench-dns bench-propagation bench-scale bench-tunnel bench-failover prepare kubernetes
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,15 @@ test-kernel: ## Run the tests of the data path on a full kernel in an emulated m
 
 e2e: prepare kubernetes images ## Run the end-to-end tests in the lab
 	go test -json -tags e2e -count 1 -p 1 -timeout 25m ./test/e2e/... ./test/lab ./test/soak | go run ./test/tally -append $(DIST)/tally
+
+soak: soak-kills soak-dns soak-failover ## All that takes hours, eight of them: what tests do once, a hundred times (make -k soak goes on after a failure)
+
+soak-failover: prepare kubernetes images ## Break gateways, drain them, cut clusters off and lose packets, with each driver
+	go test -tags e2e -count 1 -timeout 24h -v ./test/e2e/failover -trials 100 -marginal 10m
+
+soak-kills: ## Kill all daemons of the data path at random moments and clean up, 300 times (as root)
+	@test/prepare test
+	go test -count 1 -timeout 4h -v ./test/netns -run TestKilledAnywhere -kills 100
 
 soak-dns: kubernetes build ## Overload CoreDNS, stop its API server, reload it, for 15 minutes in all
 	go test -tags e2e -count 1 -timeout 40m ./test/soak -v -overload 60s -outage 10m -reloads 100 -rows $(abspath $(DIST))/bench/soak-dns.json

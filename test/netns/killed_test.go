@@ -2,6 +2,7 @@ package netns
 
 import (
 	"errors"
+	"flag"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -13,6 +14,8 @@ import (
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/internal/cables"
 )
+
+var kills = flag.Int("kills", 7, "how often TestKilledAnywhere kills everything, with each driver")
 
 // TestKilledAnywhere kills every daemon at a random moment after its start, some times with each driver, cleans the nodes as an operator
 // would (fastnet-gateway cleanup, fastnet-routeagent cleanup), and compares what the kernel and the state directories hold with what
@@ -27,9 +30,8 @@ func TestKilledAnywhere(t *testing.T) {
 			}
 			w.startAPI(t, "c1", "g1")
 			w.startAPI(t, "c2", "g2")
-			const kills = 7         // 21 with all drivers
 			var whole time.Duration // a start until cables are up
-			for n := range kills + 1 {
+			for n := range *kills + 1 {
 				start := time.Now()
 				for node := range nodeTable() {
 					w.startAgent(node)
@@ -67,7 +69,7 @@ func TestKilledAnywhere(t *testing.T) {
 					}
 				}
 			}
-			t.Logf("killed %d times within %s of a start", kills, whole.Round(time.Millisecond))
+			t.Logf("killed %d times within %s of a start", *kills, whole.Round(time.Millisecond))
 		})
 	}
 }

@@ -227,18 +227,7 @@ const Settle = 2 * time.Minute
 // AwaitCables waits until every gateway says that every cable is up. It asks the gateways themselves: an API server may be
 // stopped, and what is in it is older.
 func (p *Pair) AwaitCables(ctx context.Context) error {
-	return p.AwaitCablesOr(ctx, func() error { return nil })
-}
-
-// AwaitCablesOr does so, and calls otherwise each time that they are not.
-func (p *Pair) AwaitCablesOr(ctx context.Context, otherwise func() error) error {
-	return traffic.AwaitEvery(ctx, time.Second, Settle, "all cables are up", func() error {
-		err := p.CablesUp(ctx)
-		if err != nil {
-			err = errors.Join(err, otherwise())
-		}
-		return err
-	})
+	return traffic.AwaitEvery(ctx, time.Second, Settle, "all cables are up", func() error { return p.CablesUp(ctx) })
 }
 
 // CablesUp names the gateways that have a cable that is not up.

@@ -65,9 +65,7 @@ func (b *bench) partition() error {
 	endless := 0
 	defer func() { b.accountPartitions(last, endless) }() // also of a part that was interrupted
 	for range b.options.trials {
-		// Clusters that were cut off a moment ago are asked for longer, and give each other more time, than those that are parted out of
-		// the blue.
-		if err := errors.Join(b.AwaitCables(b.ctx), b.rest(), b.awaitAnswers(resolvers)); err != nil {
+		if err := b.calm(resolvers); err != nil {
 			return err
 		}
 		cut, wrong, err := b.cutClusters(resolvers, names)
@@ -102,13 +100,18 @@ func (b *bench) accountPartitions(last report.Sample, endless int) {
 	b.report.Set("partition-dns.p99-ms", last.Quantile(0.99), "%s", detail)
 }
 
-func (b *bench) rest() error {
+// calm waits until all is well, and has been for a while: clusters that were cut off a moment ago are asked for longer, and give each other
+// more time, than those that are parted out of the blue.
+func (b *bench) calm(resolvers []*traffic.Process) error {
+	if err := b.AwaitCables(b.ctx); err != nil {
+		return err
+	}
 	select {
 	case <-b.ctx.Done():
 		return b.ctx.Err()
-	case <-time.After(b.between):
-		return nil
+	case <-time.After(b.rest):
 	}
+	return b.awaitAnswers(resolvers)
 }
 
 // awaitAnswers waits until both clusters answer with the pods of both, and with nothing else for as long as it takes to ask
@@ -185,7 +188,7 @@ func (b *bench) marginal() (err error) {
 	if err != nil {
 		return err
 	}
-	if err := b.awaitAnswers(resolvers); err != nil {
+	if err := b.calm(resolvers); err != nil {
 		return err
 	}
 	routes, unwatch, err := b.watchRoutes()

@@ -18,6 +18,12 @@ type way struct {
 	begin, end func(*bench, *lab.Node) error
 }
 
+var podStop = way{"pod stop",
+	func(b *bench, n *lab.Node) error {
+		return b.kubectl(n, "-n fastnet-system delete pod --field-selector spec.nodeName="+n.Name()+" -l app.kubernetes.io/name=fastnet-gateway")
+	},
+	func(*bench, *lab.Node) error { return nil }}
+
 var ways = []way{
 	{"drain-gateway",
 		func(b *bench, n *lab.Node) error { return b.fastnet(n, "drain-gateway "+n.Name()) },
@@ -25,11 +31,7 @@ var ways = []way{
 	{"cordon",
 		func(b *bench, n *lab.Node) error { return b.kubectl(n, "cordon "+n.Name()) },
 		func(b *bench, n *lab.Node) error { return b.kubectl(n, "uncordon "+n.Name()) }},
-	{"pod stop",
-		func(b *bench, n *lab.Node) error {
-			return b.kubectl(n, "-n fastnet-system delete pod --field-selector spec.nodeName="+n.Name()+" -l app.kubernetes.io/name=fastnet-gateway")
-		},
-		func(*bench, *lab.Node) error { return nil }},
+	podStop,
 	// The cluster's other gateway goes as soon as the first is ready again, as in every upgrade.
 	{"rollout",
 		func(b *bench, n *lab.Node) error {

@@ -1,7 +1,7 @@
 // Command failover is `make bench-failover`: it breaks gateways of two clusters in the lab while streams run between them,
 // prints for how long the streams were silent, and writes dist/bench/failover.json. See test/bench/README.md.
 //
-//	go run ./test/bench/failover [-only PART,...] [-trials N] [-marginal DURATION] [-flows N] [-keep] [-check]
+//	go run ./test/bench/failover [-only PART,...] [-trials N] [-flows N] [-keep] [-check] ...
 //
 // Its exit code is 1 when something could not be measured, whatever the figures are; with -check, also when something did not heal
 // or was lost that may not be.
@@ -31,7 +31,7 @@ type options struct {
 	trials   int
 	flows    int
 	interval time.Duration
-	between  time.Duration
+	rest     time.Duration
 	marginal time.Duration
 	patience time.Duration
 	keep     bool
@@ -78,7 +78,7 @@ func main() {
 	flags.IntVar(&o.flows, "flows", 2, "UDP flows in each direction of each family; half as many TCP flows run beside them")
 	flags.DurationVar(&o.interval, "interval", traffic.UDPInterval, "time between two packets of a UDP flow, and with it what a gap is exact to")
 	flags.DurationVar(&o.marginal, "marginal", 10*time.Minute, "how long the links lose every tenth packet")
-	flags.DurationVar(&o.between, "rest", 10*time.Second, "how long all cables are up before the clusters are parted")
+	flags.DurationVar(&o.rest, "rest", 10*time.Second, "how long all cables are up before the clusters are parted, or packets lost")
 	flags.DurationVar(&o.patience, "patience", 15*time.Second, "how long streams may be broken before the fault is taken away")
 	driver := flags.String("driver", "", "tunnel `driver` of both clusters, wireguard if none is given")
 	flags.BoolVar(&o.keep, "keep", false, "leave the lab running, and use one that runs already")

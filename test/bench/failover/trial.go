@@ -41,23 +41,11 @@ func (w *world) killGateway(n *lab.Node) error {
 	return nil
 }
 
-// restartGateways deletes the pods of gateways that the kubelet has stopped restarting for a while, because they were killed so
-// often: in new pods they start at once.
-func (w *world) restartGateways() error {
-	var errs []error
-	for _, s := range w.sides {
-		kubectl := "kubectl --context " + s.Cluster + " -n fastnet-system "
-		out, err := w.Teller.Output(w.ctx, kubectl+`get pods -o jsonpath='{range .items[*]}{.metadata.name} {.status.containerStatuses[0].state.waiting.reason}{"\n"}{end}'`)
-		errs = append(errs, err)
-		for line := range strings.Lines(out) {
-			name, reason, _ := strings.Cut(strings.TrimSpace(line), " ")
-			if reason == "CrashLoopBackOff" && strings.HasPrefix(name, "fastnet-gateway-") {
-				_, err := w.Teller.Output(w.ctx, kubectl+"delete pod "+name+" --wait=false")
-				errs = append(errs, err)
-			}
-		}
-	}
-	return errors.Join(errs...)
+// forgive restarts a gateway that has failed. One that fails again within a minute has to answer for longer each time before it is up, half
+// a minute in the end, and the kubelet waits for as long with one that is killed again and again. Who goes with a farewell is trusted at
+// once, and a new pod has not been killed yet: so each fault is a first one, and a hundred take a third of the time.
+func (b *bench) forgive(gateway *lab.Node) error {
+	return errors.Join(podStop.begin(b, gateway), b.AwaitCables(b.ctx))
 }
 
 // trial is what one fault did.
@@ -193,18 +181,8 @@ func (w *world) recover(noAPI bool) error {
 			return err
 		}
 	}
-	asked := time.Now()
-	return w.AwaitCablesOr(w.ctx, func() error {
-		if time.Since(asked) < crashLoop {
-			return nil
-		}
-		asked = time.Now()
-		return w.restartGateways()
-	})
+	return w.AwaitCables(w.ctx)
 }
-
-// crashLoop is how long cables may be down before it is asked whether the kubelet waits.
-const crashLoop = 5 * time.Second
 
 // pauseAPI stops the API servers of both clusters, the broker's with them, or lets them go on.
 func (w *world) pauseAPI(pause func(*lab.Lab, context.Context, string) error) error {
@@ -285,6 +263,9 @@ func (b *bench) trials(part string, noAPI bool, kind func(n int) fault) error {
 		}
 		fmt.Printf("  %-9s %s\n", f.name, t)
 		results = append(results, t)
+		if err := b.forgive(gateway); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -308,9 +289,12 @@ func (b *bench) alternate() error {
 			fmt.Printf("  %-9s %s\n", powerOff.name, t)
 			if t.hit == 0 {
 				idle++
-				continue
+			} else {
+				results = append(results, t)
 			}
-			results = append(results, t)
+			if err := b.forgive(gateway); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
