@@ -178,8 +178,9 @@ func TestAssign(t *testing.T) {
 	}
 	type pair struct{ from, to netip.Addr }
 	pairs := map[pair]bool{}
-	for range 40 {
-		w.assign(2)
+	for n := range 60 {
+		flows := 1 + n%3
+		w.assign(flows)
 		ports := map[uint16]int{}
 		tcp := 0
 		for i, s := range w.sides {
@@ -202,8 +203,8 @@ func TestAssign(t *testing.T) {
 				}
 			}
 		}
-		if len(ports) != 12 || tcp != 4 {
-			t.Fatalf("%d ports and %d TCP flows, want 12 and 4", len(ports), tcp)
+		if want := []int{1: 4, 2: 4, 3: 8}[flows]; tcp != want || len(ports) != 4*flows+want {
+			t.Fatalf("%d flows: %d ports and %d TCP flows, want %d and %d", flows, len(ports), tcp, 4*flows+want, want)
 		}
 	}
 	if len(pairs) != 2*2*16 {

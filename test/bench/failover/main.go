@@ -75,7 +75,7 @@ func main() {
 	flags := flag.NewFlagSet("failover", flag.ExitOnError)
 	only := flags.String("only", strings.Join(names, ","), "the `parts` to measure, in this order")
 	flags.IntVar(&o.trials, "trials", 100, "faults of each kind")
-	flags.IntVar(&o.flows, "flows", 2, "UDP flows in each direction of each family; half as many TCP flows run beside them")
+	flags.IntVar(&o.flows, "flows", 2, "UDP flows in each direction of each family; half as many TCP flows, at least one, run beside them")
 	flags.DurationVar(&o.interval, "interval", traffic.UDPInterval, "time between two packets of a UDP flow, and with it what a gap is exact to")
 	flags.DurationVar(&o.marginal, "marginal", 10*time.Minute, "how long the links lose every tenth packet")
 	flags.DurationVar(&o.rest, "rest", 10*time.Second, "how long all cables are up before the clusters are parted, or packets lost")

@@ -73,7 +73,7 @@ func (w *world) everyEnd(do func(*end) error) error {
 	return errors.Join(errs...)
 }
 
-// renew has the sources send new flows, as many UDP flows in each direction of each family and half as many TCP flows, and waits
+// renew has the sources send new flows, as many UDP flows in each direction of each family and half as many TCP flows, one at least, and waits
 // until they arrive. Each is between another pair of pods, as long
 // as there are any, and any pair may be taken.
 func (w *world) renew(flows int) error {
@@ -88,7 +88,7 @@ func (w *world) assign(flows int) {
 		other := w.sides[1-i]
 		for family := range 2 {
 			pairs := rand.Perm(len(s.ends) * len(other.ends))
-			for n := range flows + flows/2 {
+			for n := range flows + (flows+1)/2 {
 				pair := pairs[n%len(pairs)]
 				from, to := s.ends[pair%len(s.ends)], other.ends[pair/len(s.ends)]
 				flow := traffic.Flow{Port: w.port, TCP: n >= flows, To: to.Addrs[family]}
