@@ -82,6 +82,14 @@ func (b *bench) partition() error {
 		}
 		fmt.Println()
 		last = append(last, milliseconds(took))
+		if err := b.AwaitCables(b.ctx); err != nil {
+			return err
+		}
+		for _, gateway := range b.sides[0].Gateways { // each cable has one of them
+			if err := b.forgive(gateway); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

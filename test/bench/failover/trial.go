@@ -43,7 +43,7 @@ func (w *world) killGateway(n *lab.Node) error {
 
 // forgive restarts a gateway that has failed. One that fails again within a minute has to answer for longer each time before it is up, half
 // a minute in the end, and the kubelet waits for as long with one that is killed again and again. Who goes with a farewell is trusted at
-// once, and a new pod has not been killed yet: so each fault is a first one, and a hundred take a third of the time.
+// once, and a new pod has not been killed yet: so each fault is a first one, and a hundred take less than half the time.
 func (b *bench) forgive(gateway *lab.Node) error {
 	return errors.Join(podStop.begin(b, gateway), b.AwaitCables(b.ctx))
 }
