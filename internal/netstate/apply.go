@@ -36,26 +36,30 @@ func New(scope Scope, tables *Tables) *Kernel {
 // Apply makes what the scope owns in the kernel match the state, and tells what it changed: "+ " and "- " before lines
 // as Text has them. It goes on after an error; errors are joined.
 //
-// The order keeps packets for remote prefixes off the default route at every moment: what the routes need comes first
-// (links, neighbours, nexthops, then the chains that keep addresses as they are), blackholes before the routes they stand
-// behind, the rule last; removal goes the other way round. A route is exchanged for another in one step.
+// The order keeps packets for remote prefixes off the default route at every moment: blackholes and the rule that leads to them come
+// first, then what the routes need (links, neighbours, nexthops, then the chains that keep addresses as they are), then the routes;
+// removal goes the other way round. A route is exchanged for another in one step.
 func (k *Kernel) Apply(ctx context.Context, want State) (changes []string, err error) {
 	changes, err = k.ApplyPaths(ctx, want)
 	more, restErr := k.ApplyRest(ctx, want)
 	return append(changes, more...), errors.Join(err, restErr)
 }
 
-// ApplyPaths is the first part of Apply, what is done over netlink in a few milliseconds: links, neighbours, nexthops and
-// groups. An owner that also regroups between two rounds keeps others from regrouping while this one runs, and lets them
+// ApplyPaths is the first part of Apply, what is done over netlink in a few milliseconds: blackholes, rules, links, neighbours,
+// nexthops and groups. An owner that also regroups between two rounds keeps others from regrouping while this one runs, and lets them
 // during the second part, ApplyRest, which starts processes: it does not touch groups that are wanted.
 func (k *Kernel) ApplyPaths(ctx context.Context, want State) (changes []string, err error) {
 	if err := want.Validate(k.scope); err != nil {
 		return nil, err
 	}
-	if k.scope.LinkPrefix == "" {
-		return k.run(ctx, want, k.Regroup)
+	var steps []step
+	if k.scope.Table != 0 {
+		steps = append(steps, k.blackholes, k.addRules)
 	}
-	return k.run(ctx, want, k.makeLinks, k.neighbours, k.forwarding, k.Regroup)
+	if k.scope.LinkPrefix != "" {
+		steps = append(steps, k.makeLinks, k.neighbours, k.forwarding)
+	}
+	return k.run(ctx, want, append(steps, k.Regroup)...)
 }
 
 // ApplyRest is the second part of Apply.
@@ -68,7 +72,7 @@ func (k *Kernel) ApplyRest(ctx context.Context, want State) (changes []string, e
 		steps = append(steps, k.sysctls, k.tables.makeChains)
 	}
 	if k.scope.Table != 0 {
-		steps = append(steps, k.routes, k.rules, k.removePaths)
+		steps = append(steps, k.routes, k.removeRules, k.removePaths)
 	}
 	if k.tables != nil {
 		steps = append(steps, k.tables.removeChains)
@@ -552,6 +556,26 @@ func (k *Kernel) addRoute(req *nl.NetlinkRequest, r Route) {
 	req.AddData(nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(uint32(k.scope.Table))))
 }
 
+// blackholes makes those that are not there yet.
+func (k *Kernel) blackholes(_ context.Context, want State) (changes []string, err error) {
+	have, err := k.ownRoutes(nil)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, r := range sortedRoutes(want.Routes) {
+		if !r.Blackhole || slices.ContainsFunc(have, func(is kernelRoute) bool { return is.Route == r }) {
+			continue
+		}
+		if err := k.setRoute(r, nil); err != nil {
+			errs = append(errs, fmt.Errorf("set route %s: %w", r, err))
+			continue
+		}
+		changes = append(changes, "+ "+r.String())
+	}
+	return changes, errors.Join(errs...)
+}
+
 func (k *Kernel) routes(_ context.Context, want State) (changes []string, err error) {
 	k.moving.Lock()
 	defer k.moving.Unlock()
@@ -579,19 +603,7 @@ func (k *Kernel) routes(_ context.Context, want State) (changes []string, err er
 			kept[route.key()] = true
 		}
 	}
-	// Blackholes have the higher metric, so sorting by it would put them last; they must stand before the others change.
-	ordered := sortedRoutes(want.Routes)
-	slices.SortStableFunc(ordered, func(a, b Route) int {
-		switch {
-		case a.Blackhole == b.Blackhole:
-			return 0
-		case a.Blackhole:
-			return -1
-		default:
-			return 1
-		}
-	})
-	for _, r := range ordered {
+	for _, r := range sortedRoutes(want.Routes) {
 		if kept[r.key()] {
 			continue
 		}
@@ -613,41 +625,61 @@ func (k *Kernel) routes(_ context.Context, want State) (changes []string, err er
 	return changes, errors.Join(errs...)
 }
 
-func (k *Kernel) rules(_ context.Context, want State) (changes []string, err error) {
+// ownRules gives those of one family, none where the kernel has no such rules.
+func (k *Kernel) ownRules(v6 bool) (rules []netlink.Rule, err error) {
+	rules, err = whole(func() ([]netlink.Rule, error) { return netlink.RuleList(family(v6)) })
+	if unsupported(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list rules: %w", err)
+	}
+	return slices.DeleteFunc(rules, func(r netlink.Rule) bool {
+		return r.Table != k.scope.Table || int(r.Protocol) != k.scope.Protocol
+	}), nil
+}
+
+func (k *Kernel) addRules(_ context.Context, want State) (changes []string, err error) {
 	var errs []error
-	for _, v6 := range []bool{false, true} {
-		list, err := whole(func() ([]netlink.Rule, error) { return netlink.RuleList(family(v6)) })
-		if unsupported(err) {
+	for _, rule := range want.Rules {
+		have, err := k.ownRules(rule.IPv6)
+		if err != nil {
+			return changes, errors.Join(append(errs, err)...)
+		}
+		if slices.ContainsFunc(have, func(is netlink.Rule) bool { return is.Priority == rule.Priority }) {
 			continue
 		}
-		if err != nil {
-			return changes, fmt.Errorf("list rules: %w", err)
+		r := netlink.NewRule()
+		r.Family, r.Priority, r.Table, r.Protocol = family(rule.IPv6), rule.Priority, k.scope.Table, uint8(k.scope.Protocol)
+		switch err := netlink.RuleAdd(r); {
+		case unsupported(err):
+		case err != nil && !present(err):
+			errs = append(errs, fmt.Errorf("add rule %s: %w", rule.text(k.scope), err))
+		default:
+			changes = append(changes, "+ "+rule.text(k.scope))
 		}
-		have := map[Rule]bool{}
-		for _, rule := range list {
-			if rule.Table != k.scope.Table || int(rule.Protocol) != k.scope.Protocol {
-				continue
-			}
+	}
+	return changes, errors.Join(errs...)
+}
+
+// removeRules leaves one of each that is wanted.
+func (k *Kernel) removeRules(_ context.Context, want State) (changes []string, err error) {
+	var errs []error
+	for _, v6 := range []bool{false, true} {
+		have, err := k.ownRules(v6)
+		if err != nil {
+			return changes, errors.Join(append(errs, err)...)
+		}
+		kept := map[Rule]bool{}
+		for _, rule := range have {
 			is := Rule{IPv6: v6, Priority: rule.Priority}
-			if slices.Contains(want.Rules, is) && !have[is] {
-				have[is] = true
+			if slices.Contains(want.Rules, is) && !kept[is] {
+				kept[is] = true
 				continue
 			}
 			rule.Family = family(v6)
 			errs = append(errs, ignoring(gone, netlink.RuleDel(&rule), "remove rule %s", is.text(k.scope)))
 			changes = append(changes, "- "+is.text(k.scope))
-		}
-		for _, rule := range want.Rules {
-			if rule.IPv6 != v6 || have[rule] {
-				continue
-			}
-			r := netlink.NewRule()
-			r.Family, r.Priority, r.Table, r.Protocol = family(v6), rule.Priority, k.scope.Table, uint8(k.scope.Protocol)
-			if err := netlink.RuleAdd(r); err != nil && !present(err) {
-				errs = append(errs, fmt.Errorf("add rule %s: %w", rule.text(k.scope), err))
-				continue
-			}
-			changes = append(changes, "+ "+rule.text(k.scope))
 		}
 	}
 	return changes, errors.Join(errs...)

@@ -282,3 +282,28 @@ func TestWatchPokes(t *testing.T) {
 	t.Cleanup(func() { netns.Sh(t, "ip link delete other0") })
 	pokes("ip link set other0 up; ip link set other0 down")
 }
+
+// Packets for a remote prefix take the default route no longer once the first part is done: chains, in the second, take their time.
+func TestBlackholesComeFirst(t *testing.T) {
+	k := newKernel(t)
+	t.Cleanup(func() {
+		if _, err := k.Apply(context.WithoutCancel(t.Context()), State{}); err != nil {
+			t.Error(err)
+		}
+	})
+	want := State{Rules: []Rule{{Priority: 900}, {IPv6: true, Priority: 900}}}
+	for _, prefix := range []string{"10.9.0.0/16", "fd00:9::/32"} {
+		want.Routes = append(want.Routes, Route{Dst: netip.MustParsePrefix(prefix), Blackhole: true, Metric: 4096},
+			Route{Dst: netip.MustParsePrefix(prefix), Dev: "lo", Metric: 50})
+	}
+	if changes, err := k.ApplyPaths(t.Context(), want); err != nil || len(changes) != 4 {
+		t.Errorf("changes %v (%v), want two blackholes and two rules", changes, err)
+	}
+	state := netns.Sh(t, `for f in -4 -6; do ip $f rule; ip $f route show table 4711; done`)
+	if strings.Count(state, "from all lookup 4711") != 2 || strings.Count(state, "blackhole") != 2 || strings.Contains(state, "metric 50") {
+		t.Errorf("want two blackholes, two rules, and no route yet:\n%s", state)
+	}
+	if changes, err := k.ApplyRest(t.Context(), want); err != nil || len(changes) != 2 {
+		t.Errorf("changes %v (%v), want two routes", changes, err)
+	}
+}
