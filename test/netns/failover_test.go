@@ -433,7 +433,7 @@ func (fl *flows) end() (lost map[string]int, gap map[string]time.Duration) {
 func TestFailover(t *testing.T) {
 	f := newFork(t)
 	Eventually(t, 20*time.Second, "routes", func() error {
-		_, err := f.nodes["w"].Try("ip rule | grep 64087; ip -6 rule | grep 64087")
+		_, err := f.nodes["w"].Try("ip route show table 64087 | grep -v blackhole && ip -6 route show table 64087 | grep -v blackhole")
 		return err
 	})
 	f.members("a", "b")
