@@ -356,7 +356,7 @@ func (a *agent) round(ctx context.Context) error {
 		var desired *Desired
 		if desired, changes, err = a.choose(ctx, &snapshot, a.kernel.ApplyPaths); desired != nil {
 			probeErr := a.prober.Set(desired.Targets)
-			more, restErr := a.kernel.ApplyRest(ctx, desired.State) // also when not all paths could be made: blackholes are here
+			more, restErr := a.kernel.ApplyRest(ctx, desired.State) // also when not all paths could be made: the routes over the others are here
 			changes, err = append(changes, more...), errors.Join(err, probeErr, restErr)
 		}
 		if answered {
