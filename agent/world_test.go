@@ -359,10 +359,10 @@ func (w *world) prepare(t testing.TB, cluster string) *Agent {
 func (w *world) start(cluster string, a *Agent) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { a.Run(ctx); close(done) }()
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.agents[cluster] = &running{a, func() { cancel(); <-done }}
+	w.agents[cluster] = &running{a, func() { cancel(); <-done }} // before its first write, which pokes all that are here
+	w.mu.Unlock()
+	go func() { a.Run(ctx); close(done) }()
 }
 
 // agent makes an agent of a cluster that does not run, and sees the broker as it is.
