@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
@@ -396,7 +397,7 @@ func (g *gateway) round(ctx context.Context) error {
 		g.tellNodes()
 	}
 	if !answered {
-		status := status(desired, report, g.prober.health(), g.traffic.state(), now)
+		status := status(desired, report, g.prober.health(), g.traffic.state(), nil, now)
 		return g.ended(outcome{at: now, desired: desired, report: report, status: status, attempts: snapshot.Attempts, err: errors.Join(applyErr, reportErr)})
 	}
 	keepErr := g.keep(endpoints)
@@ -487,6 +488,9 @@ func (g *gateway) seed(ctx context.Context) {
 	switch {
 	case err == nil:
 		g.prober.seed(object.Status.Cables)
+		g.telling.Lock()
+		g.object.Status.Conditions = object.Status.Conditions // since when they are as they are
+		g.telling.Unlock()
 	case !apierrors.IsNotFound(err):
 		return // next round
 	}
@@ -527,9 +531,21 @@ func (g *gateway) snapshot(endpoints []v1alpha1.Endpoint, now time.Time) (Snapsh
 	return s, nil
 }
 
-// status of the Gateway object.
-func status(desired Desired, report cable.Report, health map[string]Health, drain string, now time.Time) v1alpha1.GatewayStatus {
-	status := v1alpha1.GatewayStatus{Driver: report.Driver, Drain: drain, Problems: desired.Problems, Renewed: &metav1.Time{Time: now.Truncate(time.Second)}}
+// status of the Gateway object, whose conditions have been so far.
+func status(desired Desired, report cable.Report, health map[string]Health, drain string, conditions []metav1.Condition, now time.Time) v1alpha1.GatewayStatus {
+	renewed := metav1.NewTime(now.Truncate(time.Second))
+	status := v1alpha1.GatewayStatus{Driver: report.Driver, Drain: drain, Problems: desired.Problems, Conditions: slices.Clone(conditions), Renewed: &renewed}
+	agreed := metav1.Condition{
+		Type: v1alpha1.ConditionDriverAgreed, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonDriverAgreed, LastTransitionTime: renewed,
+		Message: "this gateway has a driver in common with each gateway of other clusters",
+	}
+	if n := len(desired.NoCommonDriver); n > 0 {
+		agreed.Status, agreed.Reason, agreed.Message = metav1.ConditionFalse, v1alpha1.ReasonNoCommonDriver, desired.NoCommonDriver[0]
+		if n > 1 {
+			agreed.Message += fmt.Sprintf(" (and %d more, see problems)", n-1)
+		}
+	}
+	apimeta.SetStatusCondition(&status.Conditions, agreed)
 	address, driver := map[string]string{}, map[string]string{}
 	for _, c := range report.Cables {
 		driver[c.Endpoint] = c.Driver
@@ -683,7 +699,7 @@ func (g *gateway) tellHealth(ctx context.Context) error {
 func (g *gateway) tell(ctx context.Context, desired Desired, report cable.Report, now time.Time) (v1alpha1.GatewayStatus, error) {
 	g.telling.Lock()
 	defer g.telling.Unlock()
-	status := status(desired, report, g.decided(ctx), g.traffic.state(), now)
+	status := status(desired, report, g.decided(ctx), g.traffic.state(), g.object.Status.Conditions, now)
 	return status, g.writeStatus(ctx, status, g.meta(g.config.Node), now)
 }
 

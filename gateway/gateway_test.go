@@ -45,21 +45,40 @@ func TestStatus(t *testing.T) {
 	}
 	at := func(seconds int64) metav1.Time { return metav1.NewTime(time.Unix(seconds, 0)) }
 	renewed := at(2000)
-	want := v1alpha1.GatewayStatus{Driver: "wireguard (in-process)", Problems: []string{"something"}, Renewed: &renewed, Cables: []v1alpha1.Cable{
+	agreed := metav1.Condition{
+		Type: "DriverAgreed", Status: "True", Reason: "DriverAgreed", LastTransitionTime: renewed, Message: "this gateway has a driver in common with each gateway of other clusters",
+	}
+	want := v1alpha1.GatewayStatus{Driver: "wireguard (in-process)", Problems: []string{"something"}, Renewed: &renewed, Conditions: []metav1.Condition{agreed}, Cables: []v1alpha1.Cable{
 		{ClusterID: "c2", Endpoint: "c2.a", Driver: "wireguard (in-process)", PeerAddress: "192.0.2.9:51820", State: "up", RTTMilliseconds: "1.235", LossPercent: "12.5", Since: at(1000)},
 		{ClusterID: "c2", Endpoint: "c2.b", Driver: "vxlan", State: "down", Since: at(1500)},
 		{ClusterID: "c3", Endpoint: "c3.x", Driver: "wireguard", State: "connecting", Since: at(2000)},
 	}}
-	got := status(desired, report, health, "", now)
+	got := status(desired, report, health, "", nil, now)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
-	slower := status(desired, report, map[string]Health{"c2.a": {State: "up", Since: time.Unix(1000, 0), RTT: time.Second}, "c2.b": health["c2.b"]}, "", now)
+	slower := status(desired, report, map[string]Health{"c2.a": {State: "up", Since: time.Unix(1000, 0), RTT: time.Second}, "c2.b": health["c2.b"]}, "", got.Conditions, now)
 	if !cmp.Equal(settled(got), settled(slower)) {
 		t.Error("another RTT counts as a change")
 	}
 	if got.Cables[0].RTTMilliseconds != "1.235" {
 		t.Error("comparing has changed the status")
+	}
+
+	// A driver that is not in common, and since when.
+	condition := func(seconds time.Duration, before []metav1.Condition, mismatches ...string) []metav1.Condition {
+		desired.NoCommonDriver = mismatches
+		return status(desired, report, health, "", before, now.Add(seconds*time.Second)).Conditions
+	}
+	first := condition(1, got.Conditions, "a has none")
+	second := condition(2, first, "a has none", "b has none", "c has none")
+	over := condition(3, second)
+	differ := metav1.Condition{Type: "DriverAgreed", Status: "False", Reason: "NoCommonDriver", LastTransitionTime: at(2001), Message: "a has none"}
+	more := differ
+	more.Message += " (and 2 more, see problems)"
+	agreed.LastTransitionTime = at(2003)
+	if diff := cmp.Diff([][]metav1.Condition{{differ}, {more}, {agreed}}, [][]metav1.Condition{first, second, over}); diff != "" {
+		t.Errorf("conditions: -want +got:\n%s", diff)
 	}
 }
 

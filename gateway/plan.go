@@ -53,6 +53,8 @@ type Desired struct {
 	Ports Ports
 	// Problems in words, sorted.
 	Problems []string
+	// NoCommonDriver has those of the problems that are about it.
+	NoCommonDriver []string
 }
 
 // minMTU is the least that IPv6 needs of a link.
@@ -76,7 +78,7 @@ func Plan(s Snapshot) Desired {
 		drivers = append(drivers, driver.Name)
 	}
 	plan := cables.Decide(cables.Input{ClusterID: s.ClusterID, Node: s.Node, Drivers: drivers, Prefixes: s.Prefixes, Nodes: s.Addresses, Endpoints: s.Endpoints})
-	desired.Problems = plan.Problems
+	desired.Problems, desired.NoCommonDriver = plan.Problems, plan.NoCommonDriver
 	if len(s.Addresses) == 0 {
 		problem("this node has no address for peers: give --addresses")
 	}

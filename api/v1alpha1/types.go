@@ -338,10 +338,25 @@ type GatewayStatus struct {
 	// +listType=atomic
 	// +optional
 	Problems []string `json:"problems,omitempty"`
+	// conditions: DriverAgreed.
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
 	// renewed is when the gateway last wrote this. One that does not go on doing so is gone, and its Gateway is deleted.
 	// +optional
 	Renewed *metav1.Time `json:"renewed,omitempty"`
 }
+
+// ConditionDriverAgreed of a Gateway is True while it has a driver in common with each gateway of other clusters, and False while it has
+// none with some: there is no cable to these, the problems have their names and drivers, and the message those of the first.
+const ConditionDriverAgreed = "DriverAgreed"
+
+// Reasons of the condition DriverAgreed.
+const (
+	ReasonDriverAgreed   = "DriverAgreed"
+	ReasonNoCommonDriver = "NoCommonDriver"
+)
 
 // States of a Gateway on its way out.
 const (

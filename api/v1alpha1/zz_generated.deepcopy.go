@@ -578,6 +578,13 @@ func (in *GatewayStatus) DeepCopyInto(out *GatewayStatus) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
+	if in.Conditions != nil {
+		in, out := &in.Conditions, &out.Conditions
+		*out = make([]v1.Condition, len(*in))
+		for i := range *in {
+			(*in)[i].DeepCopyInto(&(*out)[i])
+		}
+	}
 	if in.Renewed != nil {
 		in, out := &in.Renewed, &out.Renewed
 		*out = (*in).DeepCopy()

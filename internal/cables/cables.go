@@ -56,6 +56,8 @@ type Plan struct {
 	Clusters []Cluster
 	// Problems in words, sorted: what was refused, and whose fault it is.
 	Problems []string
+	// NoCommonDriver has those of the problems that say that this gateway and one of another cluster have no driver in common.
+	NoCommonDriver []string
 }
 
 // Local is a gateway of this cluster.
@@ -188,7 +190,7 @@ func Decide(in Input) Plan {
 			var problems []string
 			if len(drivers) > 0 {
 				if problem := remote.meet(in.ClusterID, drivers, endpoint.Spec.Drivers, owners[endpoint.Name]); problem != "" {
-					plan.Problems = append(plan.Problems, problem)
+					plan.NoCommonDriver = append(plan.NoCommonDriver, problem)
 				}
 			}
 			remote.Addresses, problems = peerAddresses(endpoint, inside)
@@ -200,6 +202,8 @@ func Decide(in Input) Plan {
 		plan.Clusters = append(plan.Clusters, cluster)
 	}
 	slices.SortFunc(plan.Clusters, func(a, b Cluster) int { return cmp.Compare(a.ID, b.ID) })
+	slices.Sort(plan.NoCommonDriver)
+	plan.Problems = append(plan.Problems, plan.NoCommonDriver...)
 	slices.Sort(plan.Problems)
 	return plan
 }

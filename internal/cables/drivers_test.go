@@ -42,6 +42,9 @@ func TestDriversMeet(t *testing.T) {
 					if (len(plan.Problems) > 0) != (test.want == "") {
 						t.Errorf("%s has the problems %v", side.own, plan.Problems)
 					}
+					if !slices.Equal(plan.Problems, plan.NoCommonDriver) {
+						t.Errorf("%s has the problems %v, of which %v are of drivers", side.own, plan.Problems, plan.NoCommonDriver)
+					}
 					if side.own == "c1.a" && test.c1Says != "" && !slices.Contains(plan.Problems, test.c1Says) {
 						t.Errorf("%s has the problems %v, want %s", side.own, plan.Problems, test.c1Says)
 					}

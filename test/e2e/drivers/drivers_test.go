@@ -85,6 +85,42 @@ func TestDrivers(t *testing.T) {
 			if err := teller.Reach(ctx); err != nil {
 				t.Fatal(err)
 			}
+			// Where the other cluster has another driver both say so, until it has this one again.
+			drive := func(from, to string) {
+				t.Helper()
+				const gateway = "kubectl --context c2 -n fastnet-system get daemonset fastnet-gateway -o yaml"
+				_, err := teller.Until(ctx, gateway+" | sed s/--driver="+from+"/--driver="+to+"/ | kubectl --context c2 replace -f -", func(string) error { return nil })
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			agreed := func(want string) {
+				t.Helper()
+				for _, cluster := range []string{"c1", "c2"} {
+					wait := "kubectl --context " + cluster + " -n fastnet-system wait gateways.fastnet.dev --all --timeout=90s --for=condition=DriverAgreed=" + want
+					if err := teller.Run(ctx, wait); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			agreed("true")
+			drive(c.shown, "wireguard")
+			agreed("false")
+			const named = "has the drivers wireguard, this gateway has "
+			if _, err := teller.Until(ctx, "kubectl fastnet --context c1 show connections", func(out string) error {
+				if !strings.Contains(out, named+c.shown) || strings.Contains(out, " up ") {
+					return fmt.Errorf("drivers differ, and what is shown is:\n%s", out)
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			drive("wireguard", c.shown)
+			agreed("true")
+			connected("driven alike again")
+			if err := teller.Reach(ctx); err != nil {
+				t.Fatal(err)
+			}
 		})
 	}
 }
