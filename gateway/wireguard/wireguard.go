@@ -47,11 +47,23 @@ const Overhead = 80
 // keepalive holds the mappings of address translators open on the way to a peer.
 const keepalive = 25 * time.Second
 
-// patience with a first handshake at least, and three times as long at most. Two peers whose initiations cross answer each other and can use
-// neither answer: each has given up its own for the other's. WireGuard tries again after 5 s (Rekey-Timeout, section 6.1 of its
-// paper), and as packets wait on both sides at any time they do so at the same moment, and may cross again. So a peer that
-// there was no handshake with is made anew, at random moments of each side's own.
-const patience = time.Second
+// patience with a peer that is silent at least, and three times as long at most; then it is made anew, at random moments of each side's own.
+//
+// With a first handshake: two peers whose initiations cross answer each other and can use neither answer, as each has given up its own for
+// the other's. WireGuard tries again after 5 s (Rekey-Timeout, section 6.1 of its paper), and as packets wait on both sides at any time they
+// do so at the same moment, and may cross again.
+//
+// With a session: one that the peer, which has begun anew, knows nothing of. It calls; but where we are behind an address translator
+// it cannot, and WireGuard gives a session up after 15 s (Keepalive-Timeout and Rekey-Timeout, section 6.5). Probes and the answers to them go through
+// every cable several times a second, so where nothing has been received for as long as silence there is nothing to lose. It is longer than any
+// round trip: the first packet in a new session is that far away.
+const (
+	patience = time.Second
+	silence  = 2 * time.Second
+)
+
+// late is by how much a process that stands still is late.
+const late = 200 * time.Millisecond
 
 // Config of the driver.
 type Config struct {
@@ -73,8 +85,15 @@ type Driver struct {
 	kind      string                    // netstate.KindWireGuard or KindTUN, "" until known
 	processes map[string]*process       // in-process devices that run, by link
 	applied   map[string]netip.AddrPort // peers' addresses that were set, by link, so that a roaming peer is not called back
+	heard     map[string]heard          // by link
 	peers     []peer                    // of the last configuration
-	retry     *time.Timer               // runs while a first handshake is awaited
+	retry     *time.Timer               // to look for silent peers
+}
+
+// heard is how much a peer had sent when it was last looked at, and since when it has sent no more.
+type heard struct {
+	bytes int64
+	at    time.Time
 }
 
 // peer with its key read.
@@ -89,7 +108,7 @@ var _ cable.Driver = (*Driver)(nil)
 func New(c Config) *Driver {
 	return &Driver{
 		config: c, kernel: netstate.New(netstate.Scope{LinkPrefix: c.LinkPrefix}, nil),
-		processes: map[string]*process{}, applied: map[string]netip.AddrPort{},
+		processes: map[string]*process{}, applied: map[string]netip.AddrPort{}, heard: map[string]heard{},
 	}
 }
 
@@ -157,7 +176,7 @@ func (d *Driver) Apply(ctx context.Context, c cable.Config) error {
 				continue
 			}
 		}
-		if _, err := d.configure(control, private, peer, false); err != nil {
+		if err := d.configure(control, private, peer, false); err != nil {
 			problems = append(problems, fmt.Errorf("configure %s for %s: %w", peer.Link, peer.Endpoint, err))
 		}
 	}
@@ -165,29 +184,32 @@ func (d *Driver) Apply(ctx context.Context, c cable.Config) error {
 	return errors.Join(problems...)
 }
 
-// await has peers that are silent made anew when patience ends, and again, until there are none.
+// await has peers that are silent made anew, now and then.
 func (d *Driver) await(private wgtypes.Key) {
 	if d.retry != nil {
 		return
 	}
-	d.retry = time.AfterFunc(patience+rand.N(2*patience), func() {
+	wait := patience + rand.N(2*patience)
+	due := time.Now().Add(wait)
+	d.retry = time.AfterFunc(wait, func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		if d.retry == nil {
 			return // closed meanwhile
 		}
 		d.retry = nil
+		if time.Since(due) > late { // we stood still: what has come meanwhile is not read yet
+			clear(d.heard)
+		}
 		control, err := wgctrl.New()
 		if err != nil {
 			return // Apply tells of it
 		}
 		defer control.Close()
 		for _, peer := range d.peers {
-			// A device that is not there is made and told of by Apply.
-			if silent, err := d.configure(control, private, peer, true); silent && err == nil && d.retry == nil {
-				d.await(private)
-			}
+			_ = d.configure(control, private, peer, true) // a device that is not there is made and told of by Apply
 		}
+		d.await(private)
 	})
 }
 
@@ -241,13 +263,20 @@ func (d *Driver) decideKind() error {
 	return nil
 }
 
-// configure makes a device have one peer. What is right already is not touched, but for a silent peer where such are to be made
-// anew. A peer is silent that can be called, and with which there was no handshake.
-func (d *Driver) configure(control *wgctrl.Client, private wgtypes.Key, peer peer, anew bool) (silent bool, err error) {
+// silent says of a peer that can be called whether there was no handshake, or, where there are probes, nothing has come for as long as silence.
+func (d *Driver) silent(link string, is wgtypes.Peer) bool {
+	if last, known := d.heard[link]; !known || last.bytes != is.ReceiveBytes {
+		d.heard[link] = heard{is.ReceiveBytes, time.Now()}
+	}
+	return is.Endpoint != nil && (is.LastHandshakeTime.Unix() <= 0 || hasIPv6() && time.Since(d.heard[link].at) >= silence)
+}
+
+// configure makes a device have one peer. What is right already is not touched, but for a silent peer where such are to be made anew.
+func (d *Driver) configure(control *wgctrl.Client, private wgtypes.Key, peer peer, anew bool) error {
 	have, err := control.Device(peer.Link)
 	if err != nil {
 		delete(d.applied, peer.Link)
-		return false, err
+		return err
 	}
 	config := wgtypes.Config{}
 	if have.PrivateKey != private {
@@ -269,12 +298,11 @@ func (d *Driver) configure(control *wgctrl.Client, private wgtypes.Key, peer pee
 	update := wgtypes.PeerConfig{PublicKey: peer.key}
 	changed := true
 	var is wgtypes.Peer
-	silent = peer.Address.IsValid()
 	for _, other := range have.Peers {
-		called := other.Endpoint != nil && other.LastHandshakeTime.Unix() <= 0
-		if other.PublicKey == peer.key && !(anew && called) {
+		ours := other.PublicKey == peer.key
+		silent := ours && d.silent(peer.Link, other)
+		if ours && !(anew && silent) {
 			is, changed, update.UpdateOnly = other, false, true
-			silent = silent && called
 		} else {
 			config.Peers = append(config.Peers, wgtypes.PeerConfig{PublicKey: other.PublicKey, Remove: true})
 			delete(d.applied, peer.Link)
@@ -295,13 +323,13 @@ func (d *Driver) configure(control *wgctrl.Client, private wgtypes.Key, peer pee
 	if config.PrivateKey != nil || config.ListenPort != nil || len(config.Peers) > 0 {
 		if err := control.ConfigureDevice(peer.Link, config); err != nil {
 			delete(d.applied, peer.Link)
-			return false, err
+			return err
 		}
 	}
 	if update.Endpoint != nil {
 		d.applied[peer.Link] = peer.Address
 	}
-	return silent, nil
+	return nil
 }
 
 // Report asks the devices. One that is missing is a cable that does not exist, which is no error.
