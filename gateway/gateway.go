@@ -392,6 +392,7 @@ func (g *gateway) round(ctx context.Context) error {
 		desired.Problems = append(desired.Problems, strings.ReplaceAll(applyErr.Error(), "\n", "; "))
 	}
 	report, reportErr := g.drivers.report(ctx)
+	findTranslated(report.Cables, endpoints)
 	if reportErr == nil {
 		g.prober.set(report)
 		g.tellNodes()
@@ -516,7 +517,7 @@ func (g *gateway) snapshot(endpoints []v1alpha1.Endpoint, now time.Time) (Snapsh
 		s.Addresses = g.node.addresses
 	}
 	for endpoint, health := range g.prober.health() {
-		s.Attempts[endpoint], s.Leaving[endpoint] = health.Attempts, health.Draining
+		s.Attempts[endpoint], s.Leaving[endpoint] = health.Attempts, health.Draining && !health.Translated
 	}
 	for _, endpoint := range endpoints {
 		var peer []netip.Addr
@@ -529,6 +530,18 @@ func (g *gateway) snapshot(endpoints []v1alpha1.Endpoint, now time.Time) (Snapsh
 		s.UnderlayMTU[endpoint.Name] = g.mtu(peer)
 	}
 	return s, nil
+}
+
+// findTranslated marks the cables to peers that are seen elsewhere than where their Endpoints say that they are.
+func findTranslated(found []cable.Cable, endpoints []v1alpha1.Endpoint) {
+	for i := range found {
+		peer := slices.IndexFunc(endpoints, func(e v1alpha1.Endpoint) bool { return e.Name == found[i].Endpoint })
+		seen := found[i].PeerAddress
+		found[i].Translated = peer >= 0 && seen.IsValid() && !slices.ContainsFunc(endpoints[peer].Spec.Addresses, func(text string) bool {
+			addr, err := netip.ParseAddr(text)
+			return err == nil && addr == seen.Addr()
+		})
+	}
 }
 
 // status of the Gateway object, whose conditions have been so far.

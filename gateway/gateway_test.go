@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -202,4 +203,23 @@ func TestEndsAreToldTogether(t *testing.T) {
 			t.Errorf("it waits for %s", waited)
 		}
 	})
+}
+
+func TestPeersSeenElsewhereAreTranslated(t *testing.T) {
+	endpoint := func(name string, addresses ...string) v1alpha1.Endpoint {
+		return v1alpha1.Endpoint{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.EndpointSpec{Addresses: addresses}}
+	}
+	endpoints := []v1alpha1.Endpoint{endpoint("c2.a", "192.0.2.1", "2001:DB8::1"), endpoint("c2.b", "nonsense")}
+	for at, want := range map[string]bool{
+		"c2.a at 192.0.2.1:51820": false, "c2.a at [2001:db8::1]:9": false, "c2.a at 192.0.2.2:51820": true, "c2.a at [2001:db8::2]:51820": true,
+		"c2.b at 192.0.2.1:51820": true, "c2.gone at 192.0.2.1:51820": false, "c2.a at nowhere": false,
+	} {
+		name, address, _ := strings.Cut(at, " at ")
+		found := []cable.Cable{{Endpoint: name}}
+		found[0].PeerAddress, _ = netip.ParseAddrPort(address)
+		findTranslated(found, endpoints)
+		if found[0].Translated != want {
+			t.Errorf("%s is translated: %t", at, found[0].Translated)
+		}
+	}
 }

@@ -35,7 +35,7 @@ type Snapshot struct {
 	NoRoute map[netip.Addr]bool
 	// Attempts is, by Endpoint, how many times in a row an address of it was tried without an answer.
 	Attempts map[string]int
-	// Leaving are Endpoints whose gateways have said that they go.
+	// Leaving are Endpoints whose gateways have said that they go, of those that can call us when they are back.
 	Leaving map[string]bool
 }
 

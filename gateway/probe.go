@@ -49,9 +49,11 @@ const (
 	kindQuestion = 1
 	kindAnswer   = 2
 	// flagDraining: the sender is about to go and wants no more traffic. flagDeaf: nothing has come to it from us
-	// for deafAfter and two round-trip times, since probes go out no faster than they come back.
-	flagDraining = 1
-	flagDeaf     = 2
+	// for deafAfter and two round-trip times, since probes go out no faster than they come back. flagTranslated: the sender sees us
+	// somewhere else than where our Endpoint says, behind an address translator, and cannot call us.
+	flagDraining   = 1
+	flagDeaf       = 2
+	flagTranslated = 4
 )
 
 // Answers are not the only proof of life. In a link that is full, or a process that has more to do than it can, probes are lost or late among
@@ -86,6 +88,8 @@ type Health struct {
 	Recovering bool
 	// Draining: the peer wants no more traffic.
 	Draining bool
+	// Translated: the peer sees us behind an address translator, and cannot call us.
+	Translated bool
 	// Inherited: that it is up is what the process before has said; nothing has come through it since.
 	Inherited bool
 	// Failures is how many times this process has seen the cable go down.
@@ -111,17 +115,18 @@ type prober struct {
 
 // line is the probing of one cable. The prober's mutex guards it.
 type line struct {
-	cable     cable.Cable
-	path      *liveness.Path
-	draining  bool      // says the peer
-	deaf      bool      // it says, too
-	heard     time.Time // when the last probe of the peer came
-	probes    uint64    // of the peer that came
-	look      look
-	packets   uint64 // probes that went through the cable, all kinds, either way
-	failures  int
-	attempts  int
-	attemptAt time.Time
+	cable      cable.Cable
+	path       *liveness.Path
+	draining   bool      // says the peer
+	deaf       bool      // it says, too
+	translated bool      // and this
+	heard      time.Time // when the last probe of the peer came
+	probes     uint64    // of the peer that came
+	look       look
+	packets    uint64 // probes that went through the cable, all kinds, either way
+	failures   int
+	attempts   int
+	attemptAt  time.Time
 	// standIn is the state by handshakes, where there can be no probes.
 	standIn Health
 
@@ -243,7 +248,7 @@ func (l *line) health(now time.Time) Health {
 	}
 	h := Health{
 		ClusterID: l.cable.ClusterID, State: v1alpha1.CableConnecting, Since: l.path.Since(), RTT: l.path.RTT(), Loss: l.path.Loss(now), Silent: now.Sub(l.path.Answered()), Draining: l.draining,
-		Inherited: l.path.Inherited(), Failures: l.failures, Attempts: l.attempts,
+		Translated: l.translated, Inherited: l.path.Inherited(), Failures: l.failures, Attempts: l.attempts,
 	}
 	switch l.path.State() {
 	case liveness.Up:
@@ -374,6 +379,9 @@ func (p *prober) flags(now time.Time, l *line) (flags byte) {
 	if patience := deafAfter + 2*l.path.RTT(); now.Sub(l.heard) > patience && now.Sub(l.look.data) > patience {
 		flags |= flagDeaf
 	}
+	if l.cable.Translated {
+		flags |= flagTranslated
+	}
 	return flags
 }
 
@@ -492,9 +500,9 @@ func (p *prober) take(packet []byte, from netip.Addr, l *line, now time.Time) (a
 
 // told takes the peer's flags, and reports whether they are news.
 func (l *line) told(flags byte) (changed bool) {
-	draining := flags&flagDraining != 0
-	changed = draining != l.draining
-	l.draining, l.deaf = draining, flags&flagDeaf != 0
+	draining, translated := flags&flagDraining != 0, flags&flagTranslated != 0
+	changed = draining != l.draining || translated != l.translated
+	l.draining, l.translated, l.deaf = draining, translated, flags&flagDeaf != 0
 	l.path.Leaving(draining)
 	return changed
 }

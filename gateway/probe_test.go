@@ -120,17 +120,20 @@ func TestQuestionsAreAnsweredAsTheyWereAsked(t *testing.T) {
 	p.set(cable.Report{Cables: []cable.Cable{cableTo("c2.a")}})
 	pokes := 0
 	p.poke = func() { pokes++ }
-	for _, flags := range []byte{0, flagDraining, flagDraining, 0} {
+	translated := cableTo("c2.a")
+	translated.Translated = true
+	p.set(cable.Report{Cables: []cable.Cable{translated}})
+	for _, flags := range []byte{0, flagDraining, flagDraining, 0, flagTranslated, flagTranslated | flagDraining} {
 		question := probe(kindQuestion, flags, 77, 12345)
 		answer := p.take(question, netip.MustParseAddr("fe80::1"), p.lines["c2.a"], time.Now())
-		if string(answer) != string(probe(kindAnswer, 0, 77, 12345)) {
+		if string(answer) != string(probe(kindAnswer, flagTranslated, 77, 12345)) {
 			t.Errorf("answer % x", answer)
 		}
-		if h := p.health()["c2.a"]; h.Draining != (flags != 0) || h.State != v1alpha1.CableConnecting {
+		if h := p.health()["c2.a"]; h.Draining != (flags&flagDraining != 0) || h.Translated != (flags&flagTranslated != 0) || h.State != v1alpha1.CableConnecting {
 			t.Errorf("after flags %d: %+v", flags, h)
 		}
 	}
-	if pokes != 2 {
+	if pokes != 4 {
 		t.Errorf("%d pokes, want one for each change", pokes)
 	}
 }

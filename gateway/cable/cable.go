@@ -38,7 +38,7 @@ type Peer struct {
 	Address netip.AddrPort
 	// DriverPort is the driver's own port at the peer, 0 where it has none.
 	DriverPort uint16
-	// Leaving: it has said that it goes. When it is back it begins.
+	// Leaving: it has said that it goes. When it is back it begins, as it can.
 	Leaving bool
 	// Prefixes that lie behind the peer. Those of two peers are the same where both are gateways of one cluster. What comes
 	// from the peer with another source is dropped.
@@ -52,6 +52,8 @@ type Cable struct {
 	Driver string
 	// PeerAddress that packets go to now, as the driver has learned it.
 	PeerAddress netip.AddrPort
+	// Translated: that address is none of those at which the peer says that it is. No driver needs to know.
+	Translated bool
 	// Local and Probe are the addresses of this end and of the peer inside the cable, with the device as their zone; invalid
 	// where the kernel has no IPv6.
 	Local, Probe netip.Addr
