@@ -48,6 +48,7 @@ type world struct {
 
 	driver                    string
 	addresses                 func(nodeFacts) []string // of a gateway for its peers; nil is the node's
+	ports                     map[string][2]uint16     // of a gateway: the first for its peers, and that of IPsec; none is the default
 	gateways, agents, servers map[string]*Process      // by node, and the API servers by cluster
 }
 
@@ -290,6 +291,9 @@ func (w *world) startGateway(node string) {
 	config["Drivers"], config["AllowUnencrypted"] = []string{w.driver}, true
 	if w.addresses != nil {
 		config["Addresses"] = w.addresses(nodeTable()[node])
+	}
+	if ports, ok := w.ports[node]; ok {
+		config["Port"], config["IPsecPort"] = ports[0], ports[1]
 	}
 	w.gateways[node] = w.nodes[node].Start(w.t, "gateway", "FASTNET_TEST_CONFIG="+text(w.t, config))
 }
