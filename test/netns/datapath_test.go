@@ -454,6 +454,11 @@ func TestDataPath(t *testing.T) {
 // connect starts both clusters with one gateway each, and returns when the cable is up on both sides: c1's.
 func (w *world) connect(t *testing.T) v1alpha1.Cable {
 	t.Helper()
+	return w.connectWithin(t, 15*time.Second)
+}
+
+func (w *world) connectWithin(t *testing.T, within time.Duration) v1alpha1.Cable {
+	t.Helper()
 	for node, cluster := range map[string]string{"g1": "c1", "g2": "c2"} {
 		w.startAPI(t, cluster, node)
 		w.startAgent(node)
@@ -461,8 +466,8 @@ func (w *world) connect(t *testing.T) v1alpha1.Cable {
 	}
 	w.mirror(t, "c1", "g1", "c2")
 	w.mirror(t, "c2", "g2", "c1")
-	up := w.waitCable(t, "c1", "g1", v1alpha1.CableUp, 15*time.Second)
-	w.waitCable(t, "c2", "g2", v1alpha1.CableUp, 15*time.Second)
+	up := w.waitCable(t, "c1", "g1", v1alpha1.CableUp, within)
+	w.waitCable(t, "c2", "g2", v1alpha1.CableUp, within)
 	return up
 }
 
@@ -480,6 +485,32 @@ func TestUnderlayIPv6(t *testing.T) {
 			w.pods["g2"].Start(t, "server")
 			w.expect(t, w.pods["g1"], to.pod4(), from.pod4(), 1430-40)
 			w.expect(t, w.pods["g1"], to.pod6(), from.pod6(), 1430-60)
+		})
+	}
+}
+
+// Of a gateway's addresses that nobody answers at is given up for the next one, also one of the other family.
+func TestNextAddress(t *testing.T) {
+	for _, c := range []struct {
+		driver, dead string
+		alive        func(nodeFacts) string
+	}{
+		{cables.WireGuard, "203.0.113.9", nodeFacts.addr6},
+		{cables.WireGuard, "2001:db8::9", nodeFacts.addr4},
+		{cables.IPsec, "203.0.113.9", nodeFacts.addr6},
+		{cables.VXLAN, "2001:db8::9", nodeFacts.addr4},
+	} {
+		t.Run(c.driver+" not at "+c.dead, func(t *testing.T) {
+			w := newWorld(t, c.driver, "g1", "g2")
+			w.addresses = func(f nodeFacts) []string { return []string{c.dead, c.alive(f)} }
+			up := w.connectWithin(t, 40*time.Second)
+			if at := c.alive(nodeTable()["g2"]); !strings.Contains(up.PeerAddress, at) {
+				t.Errorf("the peer is at %s, want %s", up.PeerAddress, at)
+			}
+			from, to := nodeTable()["g1"], nodeTable()["g2"]
+			w.pods["g2"].Start(t, "server")
+			w.expect(t, w.pods["g1"], to.pod4(), from.pod4(), 1460)
+			w.expect(t, w.pods["g1"], to.pod6(), from.pod6(), 1440)
 		})
 	}
 }
