@@ -25,6 +25,15 @@ const (
 	IPv6 Families = "ipv6"
 )
 
+// ProxyMode is the mode of kube-proxy, by its own name.
+type ProxyMode string
+
+// The modes of kube-proxy that a lab can have.
+const (
+	ProxyIPTables ProxyMode = "iptables"
+	ProxyNFTables ProxyMode = "nftables"
+)
+
 // of is those of the ranges that are of these families.
 func (f Families) of(r Ranges) Ranges {
 	var out Ranges
@@ -49,6 +58,7 @@ type Config struct {
 	Clusters int               // number of clusters c1, c2, ...; 1 to 9
 	Workers  int               // worker nodes of each cluster, besides the one control node; 0 to 50
 	Families Families          // of pods, services and nodes; both when empty
+	Proxy    ProxyMode         // of kube-proxy on all nodes; iptables when empty
 	Pods     map[string]Ranges // pod ranges by cluster name; those not named have defaults
 	Services map[string]Ranges // service ranges by cluster name; those not named have defaults
 	Install  bool              // put Fastnet on the clusters with the tool that users run
@@ -64,7 +74,7 @@ type Config struct {
 // DefaultConfig is two dual-stack clusters of one control node and two workers, the programs taken from the folder
 // dist.
 func DefaultConfig(dist string) Config {
-	return Config{Clusters: 2, Workers: 2, Families: Dual, Dist: dist}
+	return Config{Clusters: 2, Workers: 2, Families: Dual, Proxy: ProxyIPTables, Dist: dist}
 }
 
 // FindDist is the folder that `make build` and `make lab` write to: the environment's FASTNET_DIST, else the folder
@@ -90,6 +100,9 @@ func (c Config) complete() Config {
 	}
 	if c.Families == "" {
 		c.Families = Dual
+	}
+	if c.Proxy == "" {
+		c.Proxy = ProxyIPTables
 	}
 	pods, services := map[string]Ranges{}, map[string]Ranges{}
 	for n := 1; n <= c.Clusters; n++ {
@@ -129,6 +142,9 @@ func (c Config) Validate() error {
 	wanted, ok := map[Families]string{IPv4: "an IPv4 range", IPv6: "an IPv6 range", Dual: "an IPv4 and an IPv6 range, joined by a comma"}[c.Families]
 	if !ok {
 		complain("--families %s: give ipv4, ipv6 or dual", c.Families)
+	}
+	if c.Proxy != ProxyIPTables && c.Proxy != ProxyNFTables {
+		complain("--proxy-mode %s: give iptables or nftables", c.Proxy)
 	}
 	for _, kind := range []struct {
 		name   string
@@ -190,7 +206,7 @@ func (c Config) clusterNames() []string {
 // same says whether a running lab of this config is what other asks for. Where the programs come from and whether
 // Fastnet was put on the clusters do not make it another lab.
 func (c Config) same(other Config) bool {
-	return c.Clusters == other.Clusters && c.Workers == other.Workers && c.Families == other.Families &&
+	return c.Clusters == other.Clusters && c.Workers == other.Workers && c.Families == other.Families && c.Proxy == other.Proxy &&
 		maps.EqualFunc(c.Pods, other.Pods, slices.Equal) && maps.EqualFunc(c.Services, other.Services, slices.Equal)
 }
 

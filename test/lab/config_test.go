@@ -36,6 +36,7 @@ func TestValidate(t *testing.T) {
 			c.Families = IPv6
 			c.Pods = map[string]Ranges{"c1": ranges(t, "172.30.0.0/16,fd00:10:7::/48")}
 		}, nil},
+		"unknown mode":     {func(c *Config) { c.Proxy = "ipvs" }, []string{"--proxy-mode ipvs: give iptables or nftables"}},
 		"unknown families": {func(c *Config) { c.Families = "ipv5" }, []string{"--families ipv5: give ipv4, ipv6 or dual"}},
 		"a range of the other family": {func(c *Config) {
 			c.Families = IPv6
@@ -91,6 +92,7 @@ func TestSameLab(t *testing.T) {
 		"clusters": func(c *Config) { c.Clusters = 3 },
 		"workers":  func(c *Config) { c.Workers = 1 },
 		"families": func(c *Config) { c.Families = IPv6 },
+		"proxy":    func(c *Config) { c.Proxy = ProxyNFTables },
 		"pods":     func(c *Config) { c.Pods = map[string]Ranges{"c2": ranges(t, "10.8.0.0/16,fd00:10:8::/48")} },
 	} {
 		other := base

@@ -266,7 +266,7 @@ func (b *specBuilder) kubeProxy() {
 	b.json("/etc/kubernetes/kube-proxy.json", map[string]any{
 		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
 		"clientConnection": map[string]any{"kubeconfig": config},
-		"mode":             "iptables",
+		"mode":             string(b.lab.config.Proxy),
 		"hostnameOverride": n.name,
 		"clusterCIDR":      c.pods.String(),
 		// nf_conntrack_max is the whole machine's: leave it. The score may not be lowered everywhere.

@@ -1,7 +1,7 @@
 //go:build e2e
 
-// Package drivers has clusters meet by the tunnel drivers that are not the default, from our images and charts. What each does with
-// packets is tested in network namespaces.
+// Package drivers has clusters meet by the tunnel drivers that are not the default, from our images and charts, beside either mode of
+// kube-proxy. What each does with packets is tested in network namespaces.
 package drivers
 
 import (
@@ -24,10 +24,11 @@ func TestDrivers(t *testing.T) {
 		name, shown string
 		join        []string
 		families    lab.Families
+		proxy       lab.ProxyMode
 	}{
 		// Over IPv6 alone: where gateways have both families, their packets go over IPv4.
-		{"ipsec", "ipsec", []string{"--driver=ipsec"}, lab.IPv6},
-		{"vxlan", "vxlan", []string{"--driver=vxlan", "--allow-unencrypted"}, lab.Dual},
+		{"ipsec", "ipsec", []string{"--driver=ipsec"}, lab.IPv6, lab.ProxyIPTables},
+		{"vxlan", "vxlan", []string{"--driver=vxlan", "--allow-unencrypted"}, lab.Dual, lab.ProxyNFTables},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dist, err := filepath.Abs("../../../dist")
@@ -45,7 +46,7 @@ func TestDrivers(t *testing.T) {
 				}
 			})
 			config := lab.DefaultConfig(dist)
-			config.Workers, config.Families, config.Install, config.Join = 1, c.families, true, c.join
+			config.Workers, config.Families, config.Proxy, config.Install, config.Join = 1, c.families, c.proxy, true, c.join
 			clusters, err := lab.Up(ctx, config)
 			if err != nil {
 				t.Fatal(err)
@@ -71,13 +72,18 @@ func TestDrivers(t *testing.T) {
 				}
 			}
 			connected("joined")
+			// Both modes of kube-proxy masquerade; ours comes first beside either.
+			out, err := clusters.Node("c2", "worker1").Command(ctx, "nft", "list", "tables").CombinedOutput()
+			if err != nil || strings.Contains(string(out), "kube-proxy") != (c.proxy == lab.ProxyNFTables) {
+				t.Fatalf("kube-proxy should be in mode %s (%v):\n%s", c.proxy, err, out)
+			}
 			for _, part := range []func(context.Context) error{teller.Prepare, teller.Export, teller.Reach} {
 				if err := part(ctx); err != nil {
 					t.Fatal(err)
 				}
 			}
 			// A container that dies takes with it what its gateway has started, charon for one.
-			out, err := clusters.Node("c1", "worker1").Command(ctx, "pkill", "-KILL", "-x", "fastnet-gateway").CombinedOutput()
+			out, err = clusters.Node("c1", "worker1").Command(ctx, "pkill", "-KILL", "-x", "fastnet-gateway").CombinedOutput()
 			if err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
