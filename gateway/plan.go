@@ -57,7 +57,7 @@ type Desired struct {
 	NoCommonDriver []string
 }
 
-// minMTU is the least that IPv6 needs of a link.
+// minMTU is the least that IPv6 needs of a link: a device with less loses its IPv6 addresses, those of our probes too.
 const minMTU = 1280
 
 // Plan is the whole decision of the gateway: a device for each gateway of another cluster, behind each of them all that is
@@ -101,7 +101,9 @@ func Plan(s Snapshot) Desired {
 			}
 			peer.MTU = s.UnderlayMTU[remote.Name] - overhead(remote.Driver, peer.Address.Addr())
 			if peer.MTU < minMTU {
-				problem("MTU %d towards %s leaves %d in the tunnel, less than IPv6 needs (%d)", s.UnderlayMTU[remote.Name], remote.Name, peer.MTU, minMTU)
+				problem("MTU %d towards %s leaves %d in the tunnel, less than IPv6 needs: it has %d, and large packets are sent in fragments",
+					s.UnderlayMTU[remote.Name], remote.Name, peer.MTU, minMTU)
+				peer.MTU = minMTU
 			}
 			desired.Cables.Peers = append(desired.Cables.Peers, peer)
 		}
