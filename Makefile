@@ -53,8 +53,8 @@ test: ## Run every test that needs no cluster, with the race detector (as root: 
 	@test/prepare test
 	@mkdir -p $(DIST)
 	go build -o /dev/null ./coredns-build ./cmd/fastnet-agent # compiled here, outside of the time limit of the tests that build them
-	{ CGO_ENABLED=1 go test -json -race -timeout 15m $$(go list ./... | grep -v -E '$(SLOW)'); first=$$?; \
-	  go test -json -timeout 15m $$(go list ./... | grep -E '$(SLOW)') && exit $$first; } | go run ./test/tally -append $(DIST)/tally
+	{ CGO_ENABLED=1 go test -json -race -timeout 25m $$(go list ./... | grep -v -E '$(SLOW)'); first=$$?; \
+	  go test -json -timeout 25m $$(go list ./... | grep -E '$(SLOW)') && exit $$first; } | go run ./test/tally -append $(DIST)/tally
 
 # KERNEL_TESTS are the packages with tests that need a full kernel; VM is flags, which choose these tests. Nothing is emulated without need.
 KERNEL_TESTS := ./gateway/ipsec ./test/netns
