@@ -15,9 +15,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/fastnet-io/fastnet/api/v1alpha1"
 	"github.com/fastnet-io/fastnet/gateway/cable"
+	"github.com/fastnet-io/fastnet/internal/kube"
 	"github.com/fastnet-io/fastnet/internal/liveness"
 	"github.com/fastnet-io/fastnet/test/netns"
 )
@@ -220,6 +225,50 @@ func TestPeersSeenElsewhereAreTranslated(t *testing.T) {
 		findTranslated(found, endpoints)
 		if found[0].Translated != want {
 			t.Errorf("%s is translated: %t", at, found[0].Translated)
+		}
+	}
+}
+
+// TestOneWriteForEachChange: a Gateway is written when a cable has changed, and every 30 s; nobody writes what is there already.
+func TestOneWriteForEachChange(t *testing.T) {
+	scheme, err := kube.Scheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	writes := 0
+	api := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1alpha1.Gateway{}).WithInterceptorFuncs(interceptor.Funcs{
+		SubResourceUpdate: func(ctx context.Context, c client.Client, name string, object client.Object, o ...client.SubResourceUpdateOption) error {
+			writes++
+			return c.SubResource(name).Update(ctx, object, o...)
+		},
+	}).Build()
+	g := newGateway(Config{ClusterID: "c1", Node: "a", Renew: renewEvery, Log: slog.New(slog.DiscardHandler)}, nil, nil, nil, api, api)
+	g.event = func(runtime.Object, event) {}
+	start := time.Unix(1000, 0)
+	for _, step := range []struct {
+		after time.Duration
+		state v1alpha1.CableState
+		rtt   string
+		want  int
+	}{
+		{0, v1alpha1.CableConnecting, "", 1},
+		{time.Second, v1alpha1.CableConnecting, "", 0},
+		{2 * time.Second, v1alpha1.CableUp, "", 1},
+		{3 * time.Second, v1alpha1.CableUp, "1.5", 1}, // known now
+		{4 * time.Second, v1alpha1.CableUp, "2.5", 0},
+		{32 * time.Second, v1alpha1.CableUp, "0.5", 0},
+		{33 * time.Second, v1alpha1.CableUp, "0.5", 1},
+		{34 * time.Second, v1alpha1.CableDown, "", 1},
+		{63 * time.Second, v1alpha1.CableDown, "", 0},
+		{64 * time.Second, v1alpha1.CableDown, "", 1},
+	} {
+		before := writes
+		status := v1alpha1.GatewayStatus{Cables: []v1alpha1.Cable{{ClusterID: "c2", Endpoint: "c2.a", State: step.state, RTTMilliseconds: step.rtt}}}
+		if err := g.writeStatus(t.Context(), status, g.meta("a"), start.Add(step.after)); err != nil {
+			t.Fatal(err)
+		}
+		if writes-before != step.want {
+			t.Errorf("after %s, %s: %d writes, want %d", step.after, step.state, writes-before, step.want)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -91,6 +92,42 @@ func TestDrivers(t *testing.T) {
 			if err := teller.Reach(ctx); err != nil {
 				t.Fatal(err)
 			}
+			// Where others reach a gateway is its node's addresses, until somebody knows better.
+			addresses := func(what string, all ...string) {
+				t.Helper()
+				const shown = "kubectl --context c1 -n fastnet-system get endpoints.fastnet.dev c2.c2-worker1 -o jsonpath='{.spec.addresses[*]}'"
+				if _, err := teller.Until(ctx, shown, func(out string) error {
+					if out != strings.Join(all, " ") {
+						return fmt.Errorf("%s: want %s", what, strings.Join(all, " "))
+					}
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			run := func(lines ...string) {
+				t.Helper()
+				for _, line := range lines {
+					if err := teller.Run(ctx, line); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			own, err := teller.Output(ctx, "kubectl --context c2 get node c2-worker1 -o jsonpath='{.status.addresses[?(@.type==\"InternalIP\")].address}'")
+			if err != nil {
+				t.Fatal(err)
+			}
+			nodes := strings.Fields(own)
+			addresses("its node's", nodes...)
+			const service = "kubectl --context c2 -n fastnet-system "
+			run(service+"create service loadbalancer to-worker1 --tcp=51820",
+				service+"label service to-worker1 fastnet.dev/gateway-address-of=c2-worker1",
+				service+`patch service to-worker1 --subresource=status --type=merge -p '{"status":{"loadBalancer":{"ingress":[{"ip":"203.0.113.9"}]}}}'`)
+			addresses("a load balancer's", append([]string{"203.0.113.9"}, nodes...)...)
+			run(service+"delete service to-worker1", "kubectl --context c2 annotate node c2-worker1 fastnet.dev/gateway-addresses="+strings.Join(nodes, ",")+",203.0.113.8")
+			addresses("the annotation's", append(slices.Clone(nodes), "203.0.113.8")...)
+			run("kubectl --context c2 annotate node c2-worker1 fastnet.dev/gateway-addresses-")
+			addresses("its node's again", nodes...)
 			// Where the other cluster has another driver both say so, until it has this one again.
 			drive := func(from, to string) {
 				t.Helper()
