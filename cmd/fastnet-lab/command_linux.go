@@ -90,6 +90,7 @@ unless --pods or --services say otherwise.`,
 	flags.IntVar(&config.Workers, "workers", config.Workers, "worker nodes of each cluster, besides its control node")
 	flags.StringVar((*string)(&config.Families), "families", string(config.Families), "IP families of pods, services and nodes: ipv4, ipv6 or dual")
 	flags.StringVar((*string)(&config.Proxy), "proxy-mode", string(config.Proxy), "mode of kube-proxy: iptables or nftables")
+	flags.BoolVar(&config.IPMasq, "ip-masq", false, "have the CNI plugin masquerade what leaves the pod range of its node")
 	flags.StringArrayVar(&pods, "pods", nil, "pod ranges of a cluster, `CLUSTER=RANGE[,RANGE]`; may be given for each cluster")
 	flags.StringArrayVar(&services, "services", nil,
 		"service ranges of a cluster, `CLUSTER=RANGE[,RANGE]`; may be given for each cluster")

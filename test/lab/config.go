@@ -59,6 +59,7 @@ type Config struct {
 	Workers  int               // worker nodes of each cluster, besides the one control node; 0 to 50
 	Families Families          // of pods, services and nodes; both when empty
 	Proxy    ProxyMode         // of kube-proxy on all nodes; iptables when empty
+	IPMasq   bool              // the CNI plugin masquerades what leaves the pod range of its node, as many do
 	Pods     map[string]Ranges // pod ranges by cluster name; those not named have defaults
 	Services map[string]Ranges // service ranges by cluster name; those not named have defaults
 	Install  bool              // put Fastnet on the clusters with the tool that users run
@@ -206,7 +207,7 @@ func (c Config) clusterNames() []string {
 // same says whether a running lab of this config is what other asks for. Where the programs come from and whether
 // Fastnet was put on the clusters do not make it another lab.
 func (c Config) same(other Config) bool {
-	return c.Clusters == other.Clusters && c.Workers == other.Workers && c.Families == other.Families && c.Proxy == other.Proxy &&
+	return c.Clusters == other.Clusters && c.Workers == other.Workers && c.Families == other.Families && c.Proxy == other.Proxy && c.IPMasq == other.IPMasq &&
 		maps.EqualFunc(c.Pods, other.Pods, slices.Equal) && maps.EqualFunc(c.Services, other.Services, slices.Equal)
 }
 

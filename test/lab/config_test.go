@@ -93,6 +93,7 @@ func TestSameLab(t *testing.T) {
 		"workers":  func(c *Config) { c.Workers = 1 },
 		"families": func(c *Config) { c.Families = IPv6 },
 		"proxy":    func(c *Config) { c.Proxy = ProxyNFTables },
+		"ip-masq":  func(c *Config) { c.IPMasq = true },
 		"pods":     func(c *Config) { c.Pods = map[string]Ranges{"c2": ranges(t, "10.8.0.0/16,fd00:10:8::/48")} },
 	} {
 		other := base

@@ -181,7 +181,7 @@ func (b *specBuilder) containerd() {
 			// ptp gives every pod a link and a route of its own. On a bridge, pods of one node answer each other
 			// without passing the node's routing, and a service's address is then not translated back unless the
 			// kernel has br_netfilter, which a module-less or minimal kernel may lack.
-			map[string]any{"type": "ptp", "ipMasq": false, "ipam": map[string]any{
+			map[string]any{"type": "ptp", "ipMasq": b.lab.config.IPMasq, "ipam": map[string]any{
 				"type": "host-local", "dataDir": "/run/cni", "ranges": ranges, "routes": routes}},
 			map[string]any{"type": "portmap", "capabilities": map[string]bool{"portMappings": true}},
 		},

@@ -230,14 +230,19 @@ func (b *bench) marginal() (err error) {
 		return b.ctx.Err()
 	case <-time.After(b.options.marginal): // the time is what is measured
 	}
-	changes := routes()
+	changes, ofRoutes, ofAnswers := routes(), 0, 0
 	for i, r := range resolvers {
 		answers, err := r.Answers()
 		if err != nil {
 			return err
 		}
-		fmt.Printf("  %s: %d route changes on its nodes, %d changes of answers\n", b.sides[i].Cluster, changes[b.sides[i].Cluster], answers.Changes)
-		changes["answers"] += answers.Changes
+		lines := changes[b.sides[i].Cluster]
+		fmt.Printf("  %s: %d route changes on its nodes, %d changes of answers\n", b.sides[i].Cluster, len(lines), answers.Changes)
+		for _, line := range lines[:min(len(lines), 20)] {
+			fmt.Println("    " + line)
+		}
+		ofRoutes += len(lines)
+		ofAnswers += answers.Changes
 	}
 	accounts, err := b.accounts()
 	if err != nil {
@@ -249,23 +254,20 @@ func (b *bench) marginal() (err error) {
 			lost, sent = lost+account.Lost, sent+account.Lost+account.Received
 		}
 	}
-	total := changes["answers"]
-	for _, s := range b.sides {
-		total += changes[s.Cluster]
-	}
+	total := ofRoutes + ofAnswers
 	if total > 0 {
 		b.wrong = append(b.wrong, fmt.Errorf("marginal: %d changes of routes or answers", total))
 	}
 	b.report.Set("marginal-changes", float64(total), "%d of answers, %d of routes, in %s in which streams lost %.1f %%",
-		changes["answers"], total-changes["answers"], b.options.marginal, 100*float64(lost)/float64(max(1, sent)))
+		ofAnswers, ofRoutes, b.options.marginal, 100*float64(lost)/float64(max(1, sent)))
 	return nil
 }
 
 // ours marks routes and next hops in what `ip monitor` prints: the route agent's protocol.
 const ours = "proto 250"
 
-// watchRoutes counts changes of our routes by cluster from now on.
-func (w *world) watchRoutes() (changes func() map[string]int, stop func(), err error) {
+// watchRoutes keeps the changes of our routes, by cluster, from now on.
+func (w *world) watchRoutes() (changes func() map[string][]string, stop func(), err error) {
 	watches := map[*lab.Node]*monitor{}
 	stop = func() {
 		for _, m := range watches {
@@ -274,18 +276,20 @@ func (w *world) watchRoutes() (changes func() map[string]int, stop func(), err e
 	}
 	for _, s := range w.sides {
 		for _, n := range w.Lab.Cluster(s.Cluster).Nodes() {
-			m, err := startMonitor(n.Command(w.ctx, "stdbuf", "-oL", "ip", "monitor", "route", "nexthop"), ours)
+			m, err := startMonitor(n.Command(w.ctx, "stdbuf", "-oL", "ip", "-ts", "monitor", "route", "nexthop"), ours)
 			if err != nil {
 				return nil, stop, fmt.Errorf("%s: %w", n.Name(), err)
 			}
 			watches[n] = m
 		}
 	}
-	return func() map[string]int {
-		counts := map[string]int{}
+	return func() map[string][]string {
+		all := map[string][]string{}
 		for n, m := range watches {
-			counts[clusters.ClusterOf(n)] += m.count()
+			for _, line := range m.seen() {
+				all[clusters.ClusterOf(n)] = append(all[clusters.ClusterOf(n)], n.Name()+": "+line)
+			}
 		}
-		return counts
+		return all
 	}, stop, nil
 }

@@ -71,7 +71,7 @@ func TestMonitor(t *testing.T) {
 		t.Fatal(err)
 	}
 	netns.Eventually(t, 30*time.Second, "two lines are counted", func() error {
-		if m.count() != 2 {
+		if len(m.seen()) != 2 {
 			return errors.New("not yet")
 		}
 		return nil

@@ -3,17 +3,19 @@ package main
 import (
 	"bufio"
 	"os/exec"
+	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 )
 
-// monitor counts the lines of a command that goes on and on.
+// monitor keeps lines of a command that goes on and on.
 type monitor struct {
 	command *exec.Cmd
-	lines   atomic.Int64
+	mu      sync.Mutex
+	lines   []string
 }
 
-// startMonitor counts the lines that hold the words.
+// startMonitor keeps the lines that hold the words.
 func startMonitor(command *exec.Cmd, words string) (*monitor, error) {
 	out, err := command.StdoutPipe()
 	if err != nil {
@@ -26,14 +28,21 @@ func startMonitor(command *exec.Cmd, words string) (*monitor, error) {
 	go func() {
 		for scanner := bufio.NewScanner(out); scanner.Scan(); {
 			if strings.Contains(scanner.Text(), words) {
-				m.lines.Add(1)
+				m.mu.Lock()
+				m.lines = append(m.lines, scanner.Text())
+				m.mu.Unlock()
 			}
 		}
 	}()
 	return m, nil
 }
 
-func (m *monitor) count() int { return int(m.lines.Load()) }
+// seen is a copy of the lines so far.
+func (m *monitor) seen() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.lines)
+}
 
 // stop ends the command, which knows no other end than being killed.
 func (m *monitor) stop() {

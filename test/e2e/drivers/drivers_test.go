@@ -47,7 +47,7 @@ func TestDrivers(t *testing.T) {
 				}
 			})
 			config := lab.DefaultConfig(dist)
-			config.Workers, config.Families, config.Proxy, config.Install, config.Join = 1, c.families, c.proxy, true, c.join
+			config.Workers, config.Families, config.Proxy, config.IPMasq, config.Install, config.Join = 1, c.families, c.proxy, true, true, c.join
 			clusters, err := lab.Up(ctx, config)
 			if err != nil {
 				t.Fatal(err)
@@ -73,7 +73,7 @@ func TestDrivers(t *testing.T) {
 				}
 			}
 			connected("joined")
-			// Both modes of kube-proxy masquerade; ours comes first beside either.
+			// kube-proxy masquerades, in either mode, and so does the CNI plugin: pods are seen with their own addresses all the same.
 			out, err := clusters.Node("c2", "worker1").Command(ctx, "nft", "list", "tables").CombinedOutput()
 			if err != nil || strings.Contains(string(out), "kube-proxy") != (c.proxy == lab.ProxyNFTables) {
 				t.Fatalf("kube-proxy should be in mode %s (%v):\n%s", c.proxy, err, out)
