@@ -196,13 +196,20 @@ func (b *bench) marginal() (err error) {
 	if err != nil {
 		return err
 	}
-	if err := b.calm(resolvers); err != nil {
-		return err
-	}
 	routes, unwatch, err := b.watchRoutes()
 	defer unwatch()
 	if err != nil {
 		return err
+	}
+	// Until nothing has changed for a while: what has to be started takes of the processors, and makes paths late.
+	for tries, moved := 0, true; moved; tries++ {
+		if tries == 10 {
+			return errors.New("marginal: routes change before any packet is lost")
+		}
+		if err := b.calm(resolvers); err != nil {
+			return err
+		}
+		moved = len(routes()) > 0
 	}
 	if err := b.window(); err != nil {
 		return err
@@ -220,6 +227,7 @@ func (b *bench) marginal() (err error) {
 		}
 		return nil
 	}
+	routes() // from here on these count, too
 	if err := wan(lossRules); err != nil {
 		return err
 	}
@@ -266,7 +274,7 @@ func (b *bench) marginal() (err error) {
 // ours marks routes and next hops in what `ip monitor` prints: the route agent's protocol.
 const ours = "proto 250"
 
-// watchRoutes keeps the changes of our routes, by cluster, from now on.
+// watchRoutes keeps the changes of our routes from now on, and gives those since the last time, by cluster.
 func (w *world) watchRoutes() (changes func() map[string][]string, stop func(), err error) {
 	watches := map[*lab.Node]*monitor{}
 	stop = func() {
@@ -286,7 +294,7 @@ func (w *world) watchRoutes() (changes func() map[string][]string, stop func(), 
 	return func() map[string][]string {
 		all := map[string][]string{}
 		for n, m := range watches {
-			for _, line := range m.seen() {
+			for _, line := range m.take() {
 				all[clusters.ClusterOf(n)] = append(all[clusters.ClusterOf(n)], n.Name()+": "+line)
 			}
 		}

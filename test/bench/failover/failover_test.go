@@ -70,9 +70,10 @@ func TestMonitor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	netns.Eventually(t, 30*time.Second, "two lines are counted", func() error {
-		if len(m.seen()) != 2 {
-			return errors.New("not yet")
+	var lines []string
+	netns.Eventually(t, 30*time.Second, "two lines are kept", func() error {
+		if lines = append(lines, m.take()...); len(lines) != 2 {
+			return fmt.Errorf("%q", lines)
 		}
 		return nil
 	})

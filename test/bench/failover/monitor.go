@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"os/exec"
-	"slices"
 	"strings"
 	"sync"
 )
@@ -37,11 +36,13 @@ func startMonitor(command *exec.Cmd, words string) (*monitor, error) {
 	return m, nil
 }
 
-// seen is a copy of the lines so far.
-func (m *monitor) seen() []string {
+// take gives the lines that have come since it was last called.
+func (m *monitor) take() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.Clone(m.lines)
+	lines := m.lines
+	m.lines = nil
+	return lines
 }
 
 // stop ends the command, which knows no other end than being killed.
