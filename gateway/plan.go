@@ -101,7 +101,7 @@ func Plan(s Snapshot) Desired {
 			}
 			peer.MTU = s.UnderlayMTU[remote.Name] - overhead(remote.Driver, peer.Address.Addr())
 			if peer.MTU < minMTU {
-				problem("MTU %d towards %s leaves %d in the tunnel, less than IPv6 needs: it has %d, and large packets are sent in fragments",
+				problem("MTU %d towards %s leaves %d in the tunnel, less than IPv6 needs: it has %d, and large packets are sent in fragments, or lost with vxlan over IPv6",
 					s.UnderlayMTU[remote.Name], remote.Name, peer.MTU, minMTU)
 				peer.MTU = minMTU
 			}

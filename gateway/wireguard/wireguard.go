@@ -207,7 +207,7 @@ func (d *Driver) await(private wgtypes.Key) {
 		}
 		defer control.Close()
 		for _, peer := range d.peers {
-			_ = d.configure(control, private, peer, true) // a device that is not there is made and told of by Apply
+			_ = d.configure(control, private, peer, true) // Apply does and tells what fails here
 		}
 		d.await(private)
 	})

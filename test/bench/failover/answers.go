@@ -188,60 +188,36 @@ const lossRules = `table inet bench_failover_loss {
 `
 
 // marginal has the way between the clusters lose every tenth packet, while streams run and the name is asked for: nothing should
-// come of it. What counts is changes of our routes on any node, as the kernel tells of them, and of answers. Where there were any while
-// a processor stood still for so long that a gateway on it seems dead, that is measured again.
-func (b *bench) marginal() error {
-	for again := 0; ; again++ {
-		changes, stood, detail, err := b.lose()
-		if err != nil {
-			return err
-		}
-		if changes > 0 && stood >= standstill && again < 2 {
-			fmt.Println("  the machine stood still: again")
-			continue
-		}
-		if changes > 0 {
-			b.wrong = append(b.wrong, fmt.Errorf("marginal: %d changes of routes or answers", changes))
-		}
-		if again > 0 {
-			detail += fmt.Sprintf("; measured %d times, since a processor stood still for %s and more", again+1, standstill)
-		}
-		b.report.Set("marginal-changes", float64(changes), "%s", detail)
-		return nil
-	}
-}
-
-// lose packets once, and give how much changed, and for how long a processor stood still at most.
-func (b *bench) lose() (total int, stood time.Duration, detail string, err error) {
-	fail := func(err error) (int, time.Duration, string, error) { return 0, 0, "", err }
+// come of it. What counts is changes of our routes on any node, as the kernel tells of them, and of answers.
+func (b *bench) marginal() (err error) {
 	if err := b.renew(b.flows); err != nil {
-		return fail(err)
+		return err
 	}
 	resolvers, err := b.resolve()
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	routes, unwatchRoutes, err := b.watchRoutes()
 	defer unwatchRoutes()
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	// Until nothing has changed for a while: what has to be started takes of the processors, and makes paths late.
 	for tries, moved := 0, true; moved; tries++ {
 		if tries == 10 {
-			return fail(errors.New("marginal: routes change before any packet is lost"))
+			return errors.New("marginal: routes change before any packet is lost")
 		}
 		if err := b.calm(resolvers); err != nil {
-			return fail(err)
+			return err
 		}
 		moved = len(routes()) > 0
 	}
 	if err := b.window(); err != nil {
-		return fail(err)
+		return err
 	}
 	for _, r := range resolvers {
 		if _, err := r.Answers(); err != nil { // from here on they count
-			return fail(err)
+			return err
 		}
 	}
 	wan := func(rules string) error { // also when the benchmark is interrupted: what it has made must go
@@ -256,22 +232,22 @@ func (b *bench) lose() (total int, stood time.Duration, detail string, err error
 	defer unwatch()
 	routes() // from here on these count, too
 	if err := wan(lossRules); err != nil {
-		return fail(err)
+		return err
 	}
 	defer func() { err = errors.Join(err, wan("delete table inet bench_failover_loss\n")) }()
 	fmt.Printf("  every tenth packet between the clusters is lost for %s\n", b.options.marginal)
 	select {
 	case <-b.ctx.Done():
-		return fail(b.ctx.Err())
+		return b.ctx.Err()
 	case <-time.After(b.options.marginal): // the time is what is measured
 	}
-	stood = stalls()
+	stood := stalls()
 	changes, ofRoutes, ofAnswers := routes(), 0, 0
 	fmt.Printf("  a processor stood still for %s at most\n", rounded(stood))
 	for i, r := range resolvers {
 		answers, err := r.Answers()
 		if err != nil {
-			return fail(err)
+			return err
 		}
 		lines := changes[b.sides[i].Cluster]
 		fmt.Printf("  %s: %d route changes on its nodes, %d changes of answers\n", b.sides[i].Cluster, len(lines), answers.Changes)
@@ -283,7 +259,7 @@ func (b *bench) lose() (total int, stood time.Duration, detail string, err error
 	}
 	accounts, err := b.accounts()
 	if err != nil {
-		return fail(err)
+		return err
 	}
 	var lost, sent uint64
 	for flow, account := range accounts {
@@ -291,8 +267,13 @@ func (b *bench) lose() (total int, stood time.Duration, detail string, err error
 			lost, sent = lost+account.Lost, sent+account.Lost+account.Received
 		}
 	}
-	return ofRoutes + ofAnswers, stood, fmt.Sprintf("%d of answers, %d of routes, in %s in which streams lost %.1f %%",
-		ofAnswers, ofRoutes, b.options.marginal, 100*float64(lost)/float64(max(1, sent))), nil
+	total := ofRoutes + ofAnswers
+	if total > 0 {
+		b.wrong = append(b.wrong, fmt.Errorf("marginal: %d changes of routes or answers", total))
+	}
+	b.report.Set("marginal-changes", float64(total), "%d of answers, %d of routes, in %s in which streams lost %.1f %% and a processor stood still for %s at most",
+		ofAnswers, ofRoutes, b.options.marginal, 100*float64(lost)/float64(max(1, sent)), rounded(stood))
+	return nil
 }
 
 // ours marks routes and next hops in what `ip monitor` prints: the route agent's protocol.

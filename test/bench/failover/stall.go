@@ -10,9 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// standstill is for how long a processor may stand still without a gateway on it seeming dead: its peers wait for little more.
-const standstill = 150 * time.Millisecond
-
 // watchStalls has a thread on each processor wake up all the time, and gives by how much one was late at most since it was last asked. That
 // is time in which whoever runs there does nothing either: the host of a virtual machine has taken the processor away.
 func watchStalls(ctx context.Context) (worst func() time.Duration, stop func()) {
