@@ -342,10 +342,12 @@ func (p *prober) ask(now time.Time, l *line) (look bool) {
 	if missed >= liveness.DownAfter-1 && l.lives(now) { // not before: a word from before its death would win a cable time
 		l.path.Vouch(now)
 	}
-	before := l.path.State()
+	before, silent := l.path.State(), now.Sub(l.path.Answered())
 	sequence, look := l.path.Probe(now)
 	if look && before == liveness.Up {
 		l.failures++ // a probe changes the state to down alone
+		p.log.Info("a cable does not answer", "endpoint", l.cable.Endpoint, "unanswered", missed, "silent", silent, "rtt", l.path.RTT(),
+			"peer last heard", now.Sub(l.heard), "peer hears nothing", l.deaf)
 	}
 	if l.socket != nil {
 		packet := append(make([]byte, 0, probeSize), probeMagic...)

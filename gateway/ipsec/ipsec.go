@@ -273,8 +273,9 @@ func (d *Driver) Report(context.Context) (cable.Report, error) {
 	if d.tender == nil {
 		return report, nil
 	}
+	segments, err := d.segments.Report()
 	tunnels := d.tender.tunnels()
-	for _, c := range d.segments.Report() {
+	for _, c := range segments {
 		tunnel, ok := tunnels[c.Endpoint]
 		if !ok {
 			continue
@@ -282,7 +283,7 @@ func (d *Driver) Report(context.Context) (cable.Report, error) {
 		c.PeerAddress, c.LastHandshake = tunnel.remote, tunnel.since
 		report.Cables = append(report.Cables, c)
 	}
-	return report, nil
+	return report, err
 }
 
 // Remove takes everything away, also what a process before this one has made.

@@ -94,7 +94,8 @@ func source(peer netip.Addr) (netip.Addr, error) {
 
 // Report asks the kernel.
 func (d *Driver) Report(context.Context) (cable.Report, error) {
-	return cable.Report{Driver: cables.VXLAN, Cables: d.segments.Report()}, nil
+	all, err := d.segments.Report()
+	return cable.Report{Driver: cables.VXLAN, Cables: all}, err
 }
 
 // Remove takes the devices and the chains away.
@@ -216,14 +217,17 @@ func plan(c Config, self string, segments []Segment) (want netstate.State) {
 
 func host(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
 
-// Report is what exists. A device that is missing is a cable that does not exist, which is no error.
-func (s *Segments) Report() (all []cable.Cable) {
+// Report is what exists. A device that is missing is a cable that does not exist, which is no error; one that cannot be looked at may be there.
+func (s *Segments) Report() (all []cable.Cable, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, segment := range s.have {
 		link, err := netlink.LinkByName(segment.Link)
-		if err != nil {
+		if _, missing := errors.AsType[netlink.LinkNotFoundError](err); missing {
 			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look at %s: %w", segment.Link, err)
 		}
 		c := cable.Cable{
 			Endpoint: segment.Endpoint, ClusterID: segment.ClusterID, PeerAddress: segment.Address,
@@ -234,7 +238,7 @@ func (s *Segments) Report() (all []cable.Cable) {
 		}
 		all = append(all, c)
 	}
-	return all
+	return all, nil
 }
 
 // Remove takes everything away, also what a process before this one has made.

@@ -77,8 +77,8 @@ func TestKernelHasThePlan(t *testing.T) {
 	}
 	segments := segments()
 	apply(segments)
-	if n := len(s.Report()); n != 2 {
-		t.Errorf("%d cables, want 2", n)
+	if all, err := s.Report(); err != nil || len(all) != 2 {
+		t.Errorf("%d cables, want 2 (%v)", len(all), err)
 	}
 	index := netns.Sh(t, "cat /proc/net/dev_snmp6/fastnet-uaaaaaa | head -1")
 	segments[0].Address = netip.MustParseAddrPort("192.0.2.10:51820") // the port is the device's own now

@@ -196,9 +196,11 @@ func (p *Prober) ask() time.Duration {
 	for target, t := range p.talks {
 		t.path.Seldom(t.ask.Seldom && !p.doubted(t.ask.Beside, now), now)
 		if t.path.Due(now) {
+			missed, silent := t.path.Missed(now), now.Sub(t.path.Answered())
 			sequence, moved := t.path.Probe(now)
 			if moved {
-				p.log.Info("path "+string(t.path.State()), "gateway", target.Gateway, "address", target.Addr)
+				p.log.Info("path "+string(t.path.State()), "gateway", target.Gateway, "address", target.Addr, "from", target.Source, "unanswered", missed, "silent", silent,
+					"rtt", t.path.RTT())
 			}
 			changed = changed || moved
 			if target.Source.IsValid() {
@@ -283,7 +285,7 @@ func (p *Prober) hear(packet []byte, from netip.Addr) {
 		t.path.Leaving(t.conversation.seen != nil && t.conversation.seen.Draining)
 		if sequence != 0 && t.path.Answer(sequence, time.Now()) {
 			changed = true
-			p.log.Info("path "+string(t.path.State()), "gateway", t.target.Gateway, "address", t.target.Addr)
+			p.log.Info("path "+string(t.path.State()), "gateway", t.target.Gateway, "address", t.target.Addr, "from", t.target.Source)
 		}
 		if changed {
 			p.changed()
