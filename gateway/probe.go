@@ -346,8 +346,7 @@ func (p *prober) ask(now time.Time, l *line) (look bool) {
 	sequence, look := l.path.Probe(now)
 	if look && before == liveness.Up {
 		l.failures++ // a probe changes the state to down alone
-		p.log.Info("a cable does not answer", "endpoint", l.cable.Endpoint, "unanswered", missed, "silent", silent, "rtt", l.path.RTT(),
-			"peer last heard", now.Sub(l.heard), "peer hears nothing", l.deaf)
+		p.log.Info("cable does not answer", "endpoint", l.cable.Endpoint, "unanswered", missed, "silent", silent, "rtt", l.path.RTT(), "heard", l.heard, "deaf", l.deaf)
 	}
 	if l.socket != nil {
 		packet := append(make([]byte, 0, probeSize), probeMagic...)

@@ -51,6 +51,8 @@ func (b *bench) forgive(gateway *lab.Node) error {
 // trial is what one fault did.
 type trial struct {
 	gateway string
+	// begun is when the paths of the flows had been found out, just before the fault.
+	begun time.Time
 	// hit flows went over the gateway, others did not.
 	hit, others int
 	// Longest gap of the worst UDP flow: before the fault, from the fault on until all streams were whole, and after the
@@ -105,6 +107,7 @@ func (w *world) try(f fault, gateway *lab.Node, patience time.Duration, noAPI bo
 		return t, err
 	}
 	t.hit, t.others = clusters.Over(paths, gateway)
+	t.begun = time.Now()
 
 	if err := w.window(); err != nil {
 		return t, err
@@ -239,6 +242,23 @@ func (b *bench) noAPI() error {
 	return b.trials("no-api", true, func(n int) fault { return kinds[n/len(b.sides)%len(kinds)] })
 }
 
+// tell of a trial, and where a flow lost something that should not have, of what gateways and route agents have logged since a moment before it.
+func (b *bench) tell(f fault, t trial) error {
+	fmt.Printf("  %-9s %s\n", f.name, t)
+	if t.othersLost == 0 {
+		return nil
+	}
+	const before = 3 * time.Second
+	for _, s := range b.sides {
+		text, err := b.said(s.Cluster, t.begun.Add(-before))
+		if err != nil {
+			return err
+		}
+		fmt.Printf("  paths were seen at %s; %s has logged:\n%s\n", t.begun.Format("15:04:05.000"), s.Cluster, text)
+	}
+	return nil
+}
+
 // trials of a part: the gateways take turns, each with new flows.
 func (b *bench) trials(part string, noAPI bool, kind func(n int) fault) error {
 	var results []trial
@@ -261,9 +281,8 @@ func (b *bench) trials(part string, noAPI bool, kind func(n int) fault) error {
 		if err != nil {
 			return fmt.Errorf("%s of %s: %w", f.name, gateway.Name(), err)
 		}
-		fmt.Printf("  %-9s %s\n", f.name, t)
 		results = append(results, t)
-		if err := b.forgive(gateway); err != nil {
+		if err := errors.Join(b.tell(f, t), b.forgive(gateway)); err != nil {
 			return err
 		}
 	}
@@ -286,13 +305,12 @@ func (b *bench) alternate() error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", gateway.Name(), err)
 			}
-			fmt.Printf("  %-9s %s\n", powerOff.name, t)
 			if t.hit == 0 {
 				idle++
 			} else {
 				results = append(results, t)
 			}
-			if err := b.forgive(gateway); err != nil {
+			if err := errors.Join(b.tell(powerOff, t), b.forgive(gateway)); err != nil {
 				return err
 			}
 		}
