@@ -258,13 +258,6 @@ func (b *bench) marginal() (err error) {
 		for _, line := range lines[:min(len(lines), 20)] {
 			fmt.Println("    " + line)
 		}
-		if len(lines)+answers.Changes > 0 {
-			why, err := b.said(b.sides[i].Cluster, began)
-			if err != nil {
-				return err
-			}
-			fmt.Println(why)
-		}
 		ofRoutes += len(lines)
 		ofAnswers += answers.Changes
 	}
@@ -284,13 +277,23 @@ func (b *bench) marginal() (err error) {
 	}
 	b.report.Set("marginal-changes", float64(total), "%d of answers, %d of routes, in %s in which streams lost %.1f %% and a processor stood still for %s at most",
 		ofAnswers, ofRoutes, b.options.marginal, 100*float64(lost)/float64(max(1, sent)), rounded(stood))
+	if total > 0 {
+		return b.printLogs(began)
+	}
 	return nil
 }
 
-// said is what gateways and route agents of a cluster have logged since then.
-func (w *world) said(cluster string, since time.Time) (string, error) {
-	return w.Teller.Output(w.ctx, "for name in gateway routeagent; do kubectl --context "+cluster+
-		" -n fastnet-system logs --prefix --tail=-1 -l app.kubernetes.io/name=fastnet-$name --since-time "+since.UTC().Format(time.RFC3339)+"; done")
+// printLogs prints what gateways and route agents of both clusters have logged since then.
+func (w *world) printLogs(since time.Time) error {
+	for _, s := range w.sides {
+		text, err := w.Teller.Output(w.ctx, "for name in gateway routeagent; do kubectl --context "+s.Cluster+
+			" -n fastnet-system logs --prefix --tail=-1 -l app.kubernetes.io/name=fastnet-$name --since-time "+since.UTC().Format(time.RFC3339)+"; done")
+		if err != nil {
+			return err
+		}
+		fmt.Printf("  %s has logged:\n%s\n", s.Cluster, text)
+	}
+	return nil
 }
 
 // ours marks routes and next hops in what `ip monitor` prints: the route agent's protocol.

@@ -51,8 +51,8 @@ func (b *bench) forgive(gateway *lab.Node) error {
 // trial is what one fault did.
 type trial struct {
 	gateway string
-	// begun is when the paths of the flows had been found out, just before the fault.
-	begun time.Time
+	// seen is when the paths of the flows were seen last, just before the fault.
+	seen time.Time
 	// hit flows went over the gateway, others did not.
 	hit, others int
 	// Longest gap of the worst UDP flow: before the fault, from the fault on until all streams were whole, and after the
@@ -107,7 +107,7 @@ func (w *world) try(f fault, gateway *lab.Node, patience time.Duration, noAPI bo
 		return t, err
 	}
 	t.hit, t.others = clusters.Over(paths, gateway)
-	t.begun = time.Now()
+	t.seen = time.Now()
 
 	if err := w.window(); err != nil {
 		return t, err
@@ -248,15 +248,9 @@ func (b *bench) tell(f fault, t trial) error {
 	if t.othersLost == 0 {
 		return nil
 	}
+	fmt.Printf("  paths were seen at %s\n", t.seen.UTC().Format("15:04:05.000"))
 	const before = 3 * time.Second
-	for _, s := range b.sides {
-		text, err := b.said(s.Cluster, t.begun.Add(-before))
-		if err != nil {
-			return err
-		}
-		fmt.Printf("  paths were seen at %s; %s has logged:\n%s\n", t.begun.Format("15:04:05.000"), s.Cluster, text)
-	}
-	return nil
+	return b.printLogs(t.seen.Add(-before))
 }
 
 // trials of a part: the gateways take turns, each with new flows.
